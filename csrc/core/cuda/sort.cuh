@@ -1,0 +1,71 @@
+// Sorts segments of keys into descending order by a bitonic network. Keys are unique, so there is one result.
+#pragma once
+
+#include "launch.cuh"
+
+namespace yolonas::cuda {
+
+constexpr int kSortTile = 2048;  // keys that a block holds in shared memory
+
+// Segments are padded to this length, with keys below all others.
+inline int64_t sort_length(int64_t n) {
+    int64_t length = 2 * kWarp;
+    while (length < n) length *= 2;
+    return length;
+}
+
+template <typename Key>
+__device__ void order(Key& a, Key& b, bool descending) {
+    if ((a < b) == descending) {
+        const Key swapped = a;
+        a = b;
+        b = swapped;
+    }
+}
+
+// The first of the pair that thread t orders, for partners `stride` (a power of two) apart.
+__device__ inline int64_t pair_of(int64_t t, int64_t stride) { return 2 * t - (t & (stride - 1)); }
+
+// Runs the stages of sizes first..last as far as their partners lie within one tile. keys [segments, length], a tile
+// of `tile` keys for each block, tile / 2 threads.
+template <typename Key>
+__global__ void __launch_bounds__(kSortTile / 2)
+    sort_tiles(Key* keys, int64_t length, int tile, int64_t first, int64_t last) {
+    __shared__ Key shared[kSortTile];
+    const int t = static_cast<int>(threadIdx.x), threads = tile / 2;
+    const int64_t begin = static_cast<int64_t>(blockIdx.x) * tile, position = begin & (length - 1);
+    shared[t] = keys[begin + t];
+    shared[t + threads] = keys[begin + t + threads];
+    for (int64_t size = first; size <= last; size *= 2)
+        for (int stride = static_cast<int>(size < tile ? size : tile) / 2; stride > 0; stride /= 2) {
+            __syncthreads();
+            const int i = static_cast<int>(pair_of(t, stride));
+            order(shared[i], shared[i + stride], ((position + i) & (length - 1) & size) == 0);
+        }
+    __syncthreads();
+    keys[begin + t] = shared[t];
+    keys[begin + t + threads] = shared[t + threads];
+}
+
+// One stage whose partners lie in different tiles; one pair for each thread.
+template <typename Key>
+__global__ void __launch_bounds__(kSortTile / 2)
+    sort_across_tiles(Key* keys, int64_t length, int64_t size, int64_t stride) {
+    const int64_t i = pair_of(static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x, stride);
+    order(keys[i], keys[i + stride], (i & (length - 1) & size) == 0);
+}
+
+// keys [segments, length], length from sort_length.
+template <typename Key>
+void sort_descending(const Queue& queue, Key* keys, int64_t segments, int64_t length) {
+    const int tile = static_cast<int>(length < kSortTile ? length : kSortTile);
+    const int64_t blocks = segments * (length / tile);
+    queue.launch(sort_tiles<Key>, blocks, dim3(tile / 2), keys, length, tile, int64_t{2}, int64_t{tile});
+    for (int64_t size = 2 * tile; size <= length; size *= 2) {
+        for (int64_t stride = size / 2; stride >= tile; stride /= 2)
+            queue.launch(sort_across_tiles<Key>, blocks, dim3(tile / 2), keys, length, size, stride);
+        queue.launch(sort_tiles<Key>, blocks, dim3(tile / 2), keys, length, tile, size, size);
+    }
+}
+
+}  // namespace yolonas::cuda

@@ -1,0 +1,19 @@
+"""Errors whose message is one sentence for the person at the keyboard: what is wrong, and what to do."""
+
+from __future__ import annotations
+
+
+class YolonasError(Exception):
+    """An error that a command prints as `Error: <message>`, without a traceback."""
+
+
+class CheckpointError(YolonasError):
+    """A checkpoint that cannot be read, or does not fit what was asked of it."""
+
+
+class DataError(YolonasError):
+    """Images or labels that cannot be used."""
+
+
+class WeightsError(YolonasError):
+    """Published weights that cannot be had."""

@@ -1,0 +1,91 @@
+"""Checks shared by the torch and the NumPy door: every message names the value and what is wanted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def threshold(value: float, name: str) -> float:
+    """A number in 0..1, or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number from 0 to 1, not {value!r}")
+    if not 0.0 <= value <= 1.0:  # false for NaN too
+        raise ValueError(f"{name} must be from 0 to 1, not {value}")
+    return float(value)
+
+
+def positive(value: int, name: str) -> int:
+    """A positive integer, or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a positive integer, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be a positive integer, not {value}")
+    return value
+
+
+def level_strides(strides: Sequence[float], levels: int, most: int) -> list[float]:
+    """One positive stride for each level, or ValueError."""
+    result = [float(stride) for stride in strides]
+    if not 1 <= levels <= most:
+        raise ValueError(f"expected 1 to {most} levels of logits, not {levels}")
+    if len(result) != levels:
+        raise ValueError(f"expected one stride for each of the {levels} levels, not {result}")
+    for stride in result:
+        if not (stride > 0 and math.isfinite(stride)):
+            raise ValueError(f"strides must be positive, not {result}")
+    return result
+
+
+Shape = Sequence[int]
+
+
+def box_shapes(shapes: Sequence[Shape]) -> tuple[int, int]:
+    """Shapes [B, 4 * bins, h, w] of every level -> (B, bins), or ValueError."""
+    for level, shape in enumerate(shapes):
+        if len(shape) != 4:
+            raise ValueError(f"box_logits[{level}] must be [B, 4 * bins, h, w], not of shape {list(shape)}")
+        if shape[1] < 4 or shape[1] % 4:
+            raise ValueError(
+                f"box_logits[{level}] must have 4 * bins channels, not {shape[1]} (of shape {list(shape)})"
+            )
+        if (shape[0], shape[1]) != (shapes[0][0], shapes[0][1]):
+            raise ValueError(
+                f"box_logits[{level}] has shape {list(shape)}, but box_logits[0] has {list(shapes[0])}: "
+                "all levels must agree in batch and channels"
+            )
+    return shapes[0][0], shapes[0][1] // 4
+
+
+def class_shapes(shapes: Sequence[Shape], box_logits: Sequence[Shape]) -> int:
+    """Shapes [B, num_classes, h, w] of every level, matching the box logits' -> num_classes, or ValueError."""
+    if len(shapes) != len(box_logits):
+        raise ValueError(
+            f"class_logits and box_logits must have the same levels, not {len(shapes)} and {len(box_logits)}"
+        )
+    for level, (shape, box) in enumerate(zip(shapes, box_logits, strict=True)):
+        if len(shape) != 4:
+            raise ValueError(f"class_logits[{level}] must be [B, num_classes, h, w], not of shape {list(shape)}")
+        if shape[1] < 1 or shape[1] != shapes[0][1]:
+            raise ValueError(
+                f"class_logits[{level}] has shape {list(shape)}, but class_logits[0] has {list(shapes[0])}: "
+                "all levels must have the same number of classes, at least 1"
+            )
+        if (shape[0], shape[2], shape[3]) != (box[0], box[2], box[3]):
+            raise ValueError(
+                f"class_logits[{level}] of shape {list(shape)} and box_logits[{level}] of shape {list(box)} "
+                "must agree in batch, height and width"
+            )
+    anchors = sum(shape[2] * shape[3] for shape in shapes)
+    if anchors * shapes[0][1] >= 2**32:
+        raise ValueError(f"{anchors} anchors of {shapes[0][1]} classes exceed the limit of 2**32 candidates an image")
+    return shapes[0][1]
+
+
+def nms_shapes(boxes: Shape, scores: Shape, labels: Shape | None = None) -> None:
+    """Shapes boxes [N, 4], scores [N], labels [N], or ValueError."""
+    if len(boxes) != 2 or boxes[1] != 4:
+        raise ValueError(f"boxes must be [N, 4], not of shape {list(boxes)}")
+    for name, shape in (("scores", scores), ("labels", labels)):
+        if shape is not None and (len(shape) != 1 or shape[0] != boxes[0]):
+            raise ValueError(f"{name} must be [N] with N = {boxes[0]} boxes, not of shape {list(shape)}")

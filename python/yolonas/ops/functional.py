@@ -1,0 +1,126 @@
+"""The ops as functions of torch tensors, on CPU and CUDA. Under torch.compile they stay whole (`fullgraph=True`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolonas.ops import registration as registration
+
+
+class Decoded(NamedTuple):
+    """Detections of a batch, of fixed size K = max_detections; rows past an image's count are padding."""
+
+    boxes: Tensor  # [B, K, 4] float32 xyxy canvas px, not clipped; padding 0
+    scores: Tensor  # [B, K] float32; padding 0
+    labels: Tensor  # [B, K] int64; padding -1
+    anchors: Tensor  # [B, K] int64, index over all levels, row-major within a level; padding -1
+    counts: Tensor  # [B] int64, detections of each image
+
+
+def decode_nms(
+    class_logits: Sequence[Tensor],
+    box_logits: Sequence[Tensor],
+    strides: Sequence[float],
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    pre_nms_top_k: int = 1000,
+    max_detections: int = 300,
+    multi_label: bool = True,
+    class_agnostic: bool = False,
+) -> Decoded:
+    """Raw head maps -> detections: threshold, top-k, DFL decoding of the survivors and NMS in one op.
+
+    A candidate has score > score_threshold; the best pre_nms_top_k of an image enter a greedy NMS, which suppresses
+    a box of the same class with IoU > iou_threshold. Order is by float32 logit, then anchor, then class, so results
+    depend on neither device, batch nor thread count. NaN logits never become boxes. Outputs have fixed sizes and, on
+    CUDA, the host is never waited for. No gradient flows.
+
+    Args:
+        class_logits: a map [B, num_classes, h, w] per level; float32, float16 or bfloat16, any strides.
+        box_logits: a map [B, 4 * bins, h, w] per level of the same dtype and device: left, top, right, bottom.
+        strides: canvas pixels per grid cell of each level.
+        score_threshold: from 0 to 1.
+        iou_threshold: from 0 to 1.
+        pre_nms_top_k: candidates of an image that enter the NMS.
+        max_detections: K, detections of an image.
+        multi_label: every (anchor, class) is a candidate; otherwise only each anchor's best class.
+        class_agnostic: boxes suppress boxes of every class.
+
+    Raises:
+        ValueError, TypeError: naming the argument that does not fit.
+    """
+    return Decoded(
+        *torch.ops.yolonas.decode_nms(
+            class_logits,
+            box_logits,
+            list(strides),
+            score_threshold,
+            iou_threshold,
+            pre_nms_top_k,
+            max_detections,
+            multi_label,
+            class_agnostic,
+        )
+    )
+
+
+def dfl_decode(box_logits: Sequence[Tensor], strides: Sequence[float]) -> Tensor:
+    """Expectation of each side's distribution (DFL) -> boxes of all anchors; differentiable.
+
+    Args:
+        box_logits: a map [B, 4 * bins, h, w] per level; float32, float16 or bfloat16, any strides.
+        strides: canvas pixels per grid cell of each level.
+
+    Returns:
+        Boxes [B, A, 4] float32, xyxy canvas px, not clipped; A sums h * w over the levels. NaN where a logit is NaN
+        or +inf.
+
+    Raises:
+        ValueError, TypeError: naming the argument that does not fit.
+    """
+    boxes: Tensor = torch.ops.yolonas.dfl_decode(box_logits, list(strides))
+    return boxes
+
+
+def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+    """Greedy NMS with torchvision's contract.
+
+    Args:
+        boxes: [N, 4] xyxy; float16, bfloat16 (both computed in float32), float32 or float64.
+        scores: [N].
+        iou_threshold: from 0 to 1; a box is suppressed by a better one with IoU > iou_threshold.
+
+    Returns:
+        int64 indices of the kept boxes, descending by score, ties in ascending index.
+
+    Raises:
+        ValueError, TypeError: naming the argument that does not fit.
+    """
+    keep: Tensor = torch.ops.yolonas.batched_nms(boxes, scores, None, iou_threshold)
+    return keep
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: float) -> Tensor:
+    """`nms` within each label: boxes of different labels never suppress each other. Exact at any coordinate scale.
+
+    Args:
+        boxes: [N, 4] xyxy.
+        scores: [N].
+        labels: [N] integers.
+        iou_threshold: from 0 to 1.
+
+    Returns:
+        int64 indices of the kept boxes, descending by score, ties in ascending index.
+
+    Raises:
+        ValueError, TypeError: naming the argument that does not fit.
+    """
+    if labels is None:
+        raise TypeError("labels must be a tensor of integers [N], not None: use nms for boxes of one class")
+    keep: Tensor = torch.ops.yolonas.batched_nms(boxes, scores, labels, iou_threshold)
+    return keep

@@ -1,0 +1,252 @@
+"""The ops as torch operators `torch.ops.yolonas.*`: schemas, CPU and CUDA implementations over `_core`, fake kernels.
+
+Registered by `Library.impl`, a call costs about 9 us; `torch.library.custom_op` would cost 31 us. Implementations check
+their arguments themselves, so that a direct call of an operator is as safe as one through `yolonas.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from yolonas import _core
+from yolonas.ops import arguments
+
+library = torch.library.Library("yolonas", "DEF")
+library.define(
+    "decode_nms(Tensor[] class_logits, Tensor[] box_logits, float[] strides, float score_threshold, "
+    "float iou_threshold, int pre_nms_top_k, int max_detections, bool multi_label, bool class_agnostic) "
+    "-> (Tensor boxes, Tensor scores, Tensor labels, Tensor anchors, Tensor counts)"
+)
+library.define("dfl_decode(Tensor[] box_logits, float[] strides) -> Tensor")
+library.define("batched_nms(Tensor boxes, Tensor scores, Tensor? labels, float iou_threshold) -> Tensor")
+
+_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _check_maps(maps: Sequence[Tensor]) -> None:
+    for tensor in maps:
+        if tensor.dtype not in _TYPES:
+            raise TypeError(f"logits must be float32, float16 or bfloat16, not {tensor.dtype}")
+        if tensor.dtype != maps[0].dtype:
+            raise TypeError(f"all logits must have one dtype, not {maps[0].dtype} and {tensor.dtype}")
+        if tensor.device != maps[0].device:
+            raise ValueError(f"all logits must be on one device, not on {maps[0].device} and {tensor.device}")
+
+
+def _decode_nms_outputs(
+    class_logits: Sequence[Tensor],
+    box_logits: Sequence[Tensor],
+    strides: Sequence[float],
+    score_threshold: float,
+    iou_threshold: float,
+    pre_nms_top_k: int,
+    max_detections: int,
+) -> tuple[int, int, Outputs]:
+    """Checks the arguments; -> number of classes, bins, uninitialised outputs."""
+    arguments.level_strides(strides, len(box_logits), _core.MAX_LEVELS)
+    batch, bins = arguments.box_shapes([m.shape for m in box_logits])
+    classes = arguments.class_shapes([m.shape for m in class_logits], [m.shape for m in box_logits])
+    _check_maps([*class_logits, *box_logits])
+    arguments.threshold(score_threshold, "score_threshold")
+    arguments.threshold(iou_threshold, "iou_threshold")
+    arguments.positive(pre_nms_top_k, "pre_nms_top_k")
+    k = arguments.positive(max_detections, "max_detections")
+    like = class_logits[0]
+    return (
+        classes,
+        bins,
+        (
+            like.new_empty((batch, k, 4), dtype=torch.float32),
+            like.new_empty((batch, k), dtype=torch.float32),
+            like.new_empty((batch, k), dtype=torch.int64),
+            like.new_empty((batch, k), dtype=torch.int64),
+            like.new_empty((batch,), dtype=torch.int64),
+        ),
+    )
+
+
+def _dfl_decode_output(box_logits: Sequence[Tensor], strides: Sequence[float]) -> tuple[int, Tensor]:
+    """Checks the arguments; -> bins, uninitialised output."""
+    arguments.level_strides(strides, len(box_logits), _core.MAX_LEVELS)
+    batch, bins = arguments.box_shapes([m.shape for m in box_logits])
+    _check_maps(box_logits)
+    anchors = sum(m.shape[2] * m.shape[3] for m in box_logits)
+    return bins, box_logits[0].new_empty((batch, anchors, 4), dtype=torch.float32)
+
+
+def _check_nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> torch.dtype:
+    """Checks the arguments; -> the dtype to compute in."""
+    arguments.nms_shapes(boxes.shape, scores.shape, None if labels is None else labels.shape)
+    for name, tensor in (("boxes", boxes), ("scores", scores)):
+        if tensor.dtype not in _TYPES and tensor.dtype != torch.float64:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, not {tensor.dtype}")
+    if labels is not None and (labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool):
+        raise TypeError(f"labels must be integers, not {labels.dtype}")
+    for name, other in (("scores", scores), ("labels", labels)):
+        if other is not None and other.device != boxes.device:
+            raise ValueError(f"boxes and {name} must be on one device, not on {boxes.device} and {other.device}")
+    arguments.threshold(iou_threshold, "iou_threshold")
+    return torch.float64 if torch.float64 in (boxes.dtype, scores.dtype) else torch.float32
+
+
+def _map(tensor: Tensor) -> list[int]:
+    return [tensor.data_ptr(), *tensor.shape[2:], *tensor.stride()]
+
+
+def _decode_nms(
+    class_logits: Sequence[Tensor],
+    box_logits: Sequence[Tensor],
+    strides: Sequence[float],
+    score_threshold: float,
+    iou_threshold: float,
+    pre_nms_top_k: int,
+    max_detections: int,
+    multi_label: bool,
+    class_agnostic: bool,
+) -> Outputs:
+    classes, bins, outputs = _decode_nms_outputs(
+        class_logits, box_logits, strides, score_threshold, iou_threshold, pre_nms_top_k, max_detections
+    )
+    _check_device(outputs[0].device)
+    options = _core.DecodeNmsOptions(
+        outputs[0].shape[0],
+        classes,
+        bins,
+        score_threshold,
+        iou_threshold,
+        pre_nms_top_k,
+        max_detections,
+        multi_label,
+        class_agnostic,
+    )
+    classes_maps, box_maps = [_map(m) for m in class_logits], [_map(m) for m in box_logits]
+    addresses = [tensor.data_ptr() for tensor in outputs]
+    dtype, device = _TYPES[class_logits[0].dtype], class_logits[0].device
+    if device.type == "cuda":
+        # Released while the kernels may still run: the caching allocator hands it only to later work of this stream.
+        workspace = _workspace(_core.decode_nms_workspace(classes_maps, box_maps, strides, options), device)
+        _core.decode_nms_cuda(
+            classes_maps, box_maps, strides, dtype, options, addresses, workspace.data_ptr(), *_cuda(device)
+        )
+    else:
+        _core.decode_nms_cpu(classes_maps, box_maps, strides, dtype, options, addresses, torch.get_num_threads())
+    return outputs
+
+
+def _dfl_decode(box_logits: Sequence[Tensor], strides: Sequence[float]) -> Tensor:
+    bins, boxes = _dfl_decode_output(box_logits, strides)
+    _check_device(boxes.device)
+    maps, dtype, device = [_map(m) for m in box_logits], _TYPES[box_logits[0].dtype], boxes.device
+    if device.type == "cuda":
+        _core.dfl_decode_cuda(maps, strides, dtype, boxes.shape[0], bins, boxes.data_ptr(), *_cuda(device))
+    else:
+        threads = torch.get_num_threads()
+        _core.dfl_decode_cpu(maps, strides, dtype, boxes.shape[0], bins, boxes.data_ptr(), threads)
+    return boxes
+
+
+def _batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
+    dtype = _check_nms(boxes, scores, labels, iou_threshold)
+    _check_device(boxes.device)
+    boxes, scores = boxes.to(dtype).contiguous(), scores.to(dtype).contiguous()
+    labels = None if labels is None else labels.to(torch.int64).contiguous()
+    n, double = boxes.shape[0], dtype == torch.float64
+    keep = boxes.new_empty((n,), dtype=torch.int64)
+    inputs = (boxes.data_ptr(), scores.data_ptr(), 0 if labels is None else labels.data_ptr(), n, iou_threshold)
+    if boxes.device.type == "cuda":
+        size = (_core.batched_nms_workspace_float64 if double else _core.batched_nms_workspace_float32)(n)
+        workspace, kept = _workspace(size, boxes.device), keep.new_empty((1,))
+        on_cuda = _core.batched_nms_cuda_float64 if double else _core.batched_nms_cuda_float32
+        on_cuda(*inputs, keep.data_ptr(), kept.data_ptr(), workspace.data_ptr(), *_cuda(boxes.device))
+        return keep[: int(kept)].clone()  # torchvision's contract asks for the number: the one synchronisation
+    on_cpu = _core.batched_nms_cpu_float64 if double else _core.batched_nms_cpu_float32
+    return keep[: on_cpu(*inputs, keep.data_ptr())].clone()
+
+
+def _workspace(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
+
+
+def _check_device(device: torch.device) -> None:
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"the ops run on cpu and cuda tensors, not on {device}")
+    if device.type == "cuda" and not _core.WITH_CUDA:
+        raise RuntimeError(
+            "this build of yolonas has no CUDA kernels, because nvcc was not found when it was installed: install the "
+            "CUDA toolkit (or set CUDA_HOME) and reinstall yolonas, or move the tensors to the CPU"
+        )
+
+
+def _cuda(device: torch.device) -> tuple[int, int]:
+    """Index and current stream of a CUDA device."""
+    return device.index, torch.cuda.current_stream(device).cuda_stream
+
+
+# One implementation for every device, which looks at the device itself: tensors of an unsupported one, or of two,
+# get a sentence instead of the dispatcher's list of backends.
+for _name, _function in {"decode_nms": _decode_nms, "dfl_decode": _dfl_decode, "batched_nms": _batched_nms}.items():
+    library.impl(_name, _function, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("yolonas::decode_nms", lib=library)
+def _(
+    class_logits: Sequence[Tensor],
+    box_logits: Sequence[Tensor],
+    strides: Sequence[float],
+    score_threshold: float,
+    iou_threshold: float,
+    pre_nms_top_k: int,
+    max_detections: int,
+    multi_label: bool,
+    class_agnostic: bool,
+) -> Outputs:
+    return _decode_nms_outputs(
+        class_logits, box_logits, strides, score_threshold, iou_threshold, pre_nms_top_k, max_detections
+    )[2]
+
+
+@torch.library.register_fake("yolonas::dfl_decode", lib=library)
+def _(box_logits: Sequence[Tensor], strides: Sequence[float]) -> Tensor:
+    return _dfl_decode_output(box_logits, strides)[1]
+
+
+@torch.library.register_fake("yolonas::batched_nms", lib=library)
+def _(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
+    _check_nms(boxes, scores, labels, iou_threshold)
+    return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
+
+
+def _dfl_setup(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Sequence[Tensor], Sequence[float]], output: Tensor
+) -> None:
+    box_logits, strides = inputs
+    ctx.save_for_backward(*box_logits)
+    ctx.strides = strides  # type: ignore[attr-defined]
+
+
+def _dfl_backward(
+    ctx: torch.autograd.function.FunctionCtx, grad: Tensor
+) -> tuple[list[Tensor], None]:  # grad [B, A, 4], of xyxy canvas px
+    """y = sum_b b * softmax(x)_b, so dy/dx_b = softmax(x)_b * (b - y); left and top are subtracted from the centre."""
+    result, first = [], 0
+    sign = grad.new_tensor([-1.0, -1.0, 1.0, 1.0])
+    for logits, stride in zip(ctx.saved_tensors, ctx.strides, strict=True):  # type: ignore[attr-defined]
+        batch, channels, height, width = logits.shape
+        cells = height * width
+        distance_grad = grad[:, first : first + cells] * sign * stride  # [B, h*w, 4]
+        first += cells
+        distance_grad = distance_grad.transpose(1, 2).reshape(batch, 4, 1, height, width)
+        probability = logits.reshape(batch, 4, channels // 4, height, width).float().softmax(2)
+        bins = torch.arange(channels // 4, dtype=torch.float32, device=logits.device).view(1, 1, -1, 1, 1)
+        expectation = (probability * bins).sum(2, keepdim=True)
+        gradient = probability * (bins - expectation) * distance_grad
+        result.append(gradient.reshape(logits.shape).to(logits.dtype))
+    return result, None
+
+
+torch.library.register_autograd("yolonas::dfl_decode", _dfl_backward, setup_context=_dfl_setup, lib=library)

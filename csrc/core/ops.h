@@ -63,7 +63,8 @@ namespace cuda {
 
 using Stream = void*;  // a cudaStream_t; this header needs no CUDA
 
-// Device memory that the call below needs for its intermediate results, in bytes.
+// Device memory that the call below needs for its intermediate results, in bytes, aligned as cudaMalloc's.
+// Throws std::invalid_argument where an image has 2^32 candidates or more.
 size_t decode_nms_workspace(const Level* levels, int num_levels, const DecodeNmsOptions& options);
 
 // As cpu::decode_nms on device memory; enqueues on `stream` and returns without waiting.

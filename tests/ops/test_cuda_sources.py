@@ -1,0 +1,123 @@
+"""The CUDA kernels where there is no GPU: their source runs on the CPU, their binary is looked into."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from yolonas import _core
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+EMULATION = Path(__file__).with_name("cuda_emulation")
+
+built_with_cuda = pytest.mark.skipif(not _core.WITH_CUDA, reason="the installed yolonas was built without nvcc")
+
+
+def has_device() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that compares the kernels' source, run on the CPU thread by thread, with the CPU code."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("emulating the CUDA kernels needs a C++ compiler and Linux")
+    core = REPOSITORY / "csrc" / "core"
+    program = tmp_path_factory.mktemp("cuda_emulation") / "kernels_match_cpu"
+    options = [
+        "-std=c++17",
+        "-O1",
+        "-U_FORTIFY_SOURCE",
+        "-ffp-contract=off",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+    ]
+    sources = [EMULATION / "kernels_match_cpu.cpp", *sorted((core / "cpu").glob("*.cpp"))]
+    kernels = sorted((core / "cuda").glob("*.cu"))
+    command = [compiler, *options, f"-I{EMULATION}", f"-I{core}", "-pthread", *sources, "-x", "c++", *kernels]
+    subprocess.run([*map(str, command), "-o", str(program)], check=True)
+    return program
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kernels_give_the_bits_of_the_cpu(emulated: Path, seed: int) -> None:
+    run = subprocess.run([emulated, str(seed)], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert run.stdout.endswith("cases agree\n")
+
+
+@built_with_cuda
+def test_binary_runs_on_turing_to_hopper_and_later() -> None:
+    if "CUDAARCHS" in os.environ:
+        pytest.skip(f"CUDAARCHS={os.environ['CUDAARCHS']} chooses other architectures than the default")
+    wheel = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin" / "cuobjdump"  # nvidia-cuda-cuobjdump
+    cuobjdump = shutil.which("cuobjdump") or shutil.which(wheel)
+    if cuobjdump is None:
+        pytest.skip("needs cuobjdump: of a CUDA toolkit on PATH, or `pip install nvidia-cuda-cuobjdump`")
+
+    def listed(kind: str) -> list[str]:
+        output = subprocess.run(
+            [cuobjdump, f"--list-{kind}", _core.__file__], check=True, capture_output=True, text=True
+        )
+        return re.findall(r"\.(sm_\d+)\.", output.stdout)
+
+    sources = len(list((REPOSITORY / "csrc" / "core" / "cuda").glob("*.cu")))
+    assert sorted(listed("elf")) == sorted(["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"] * sources)
+    assert listed("ptx") == ["sm_90"] * sources
+
+
+@built_with_cuda
+@pytest.mark.skipif(has_device(), reason="needs a machine without a CUDA device")
+def test_without_a_device_the_error_names_op_and_cause() -> None:
+    with pytest.raises(RuntimeError, match=r"^dfl_decode: .*(CUDA|driver|device)"):
+        _core.dfl_decode_cuda([(0, 1, 1, 4, 1, 1, 1)], [8.0], 0, 1, 1, 0, 0, 0)
+
+
+@built_with_cuda
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_device(), reason="needs a CUDA device")
+def test_decode_nms_replays_in_a_cuda_graph_without_waiting_for_the_device() -> None:
+    import torch
+
+    from yolonas import ops
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    sizes, strides = [20, 10, 5], [8, 16, 32]
+    maps = [[torch.empty(2, c, s, s, device="cuda") for s in sizes] for c in (80, 68)]
+
+    def decode() -> ops.Decoded:
+        return ops.decode_nms(*maps, strides, score_threshold=0.3, iou_threshold=0.6, max_detections=100)
+
+    def refill() -> None:
+        for tensor in [*maps[0], *maps[1]]:
+            tensor.normal_(generator=generator)
+
+    refill()
+    decode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        decode()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = decode()
+    for _ in range(3):
+        refill()
+        graph.replay()
+        for replayed, eager in zip(captured, decode(), strict=True):
+            assert torch.equal(replayed, eager)

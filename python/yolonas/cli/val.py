@@ -1,0 +1,97 @@
+"""`yolonas val`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from yolonas.cli import options
+from yolonas.errors import DataError
+
+if TYPE_CHECKING:
+    from yolonas.data.labelled import LabelledImages
+    from yolonas.evaluation import Metrics
+
+
+@click.command(short_help="Measure a checkpoint on labelled images.")
+@options.weights
+@click.option("--data", required=True, type=click.Path(path_type=Path), help="COCO json, data.yaml, or a folder.")
+@click.option("--split", help="Part of the data set.  [default: val, where it has parts]")
+@click.option("--images-dir", type=click.Path(path_type=Path), help="Where the images of a COCO json file are.")
+@options.conf(0.01)
+@options.iou(None)
+@options.imgsz
+@options.max_det
+@options.device
+@options.batch
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file.")
+def val(
+    weights: str,
+    data: Path,
+    split: str | None,
+    images_dir: Path | None,
+    conf: float,
+    iou: float | None,
+    imgsz: tuple[int, int] | None,
+    max_det: int,
+    device: Any,
+    batch: int,
+    json_path: Path | None,
+) -> None:
+    """Measure a checkpoint on labelled images with pycocotools: COCO AP, AP of each class, and the best F1.
+
+    Classes of the model and of the data meet by name; a class that the model lacks counts as missed.
+    """
+    from yolonas.data.readers import read_dataset, splits
+    from yolonas.evaluation import evaluate
+    from yolonas.inference.detector import Detector
+
+    if split is None and "val" in splits(data):
+        split = "val"
+    images = read_dataset(data, split, images_dir=images_dir)
+    _report_dropped(images)
+    if not images.objects:
+        raise DataError(f"{data} has no object in its {len(images)} images, so there is nothing to measure")
+    detector = Detector(weights, device)
+    iou = detector.checkpoint.iou if iou is None else iou
+    metrics = evaluate(detector, images, conf=conf, iou=iou, max_det=max_det, batch=batch, imgsz=imgsz, progress=True)
+    click.echo(table(images, metrics))
+    if json_path is not None:
+        try:
+            json_path.write_text(json.dumps(metrics.to_dict(), indent=1, ensure_ascii=False), encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"{json_path} cannot be written: {error.strerror or error}") from error
+        click.echo(f"Wrote {json_path}")
+
+
+def table(data: LabelledImages, metrics: Metrics) -> str:
+    """The figures as text, best class first."""
+    counts = [0] * len(data.names)
+    for image in data.images:
+        for label in image.labels[~image.crowd].tolist():
+            counts[label] += 1
+    width = max(len("class"), *(len(name) for name in data.names))
+    lines = [f"{'class':{width}}  objects     AP"]
+    for name, ap in sorted(metrics.per_class.items(), key=lambda item: -item[1]):
+        lines.append(f"{name:{width}}  {counts[data.names.index(name)]:7d}  {ap:.3f}")
+    speed = f", {metrics.images / metrics.seconds:.1f} images/s" if metrics.seconds else ""
+    lines += [
+        f"{metrics.images} images, {metrics.objects} objects{speed}",
+        f"AP {metrics.ap:.4f}   AP50 {metrics.ap50:.4f}   AP75 {metrics.ap75:.4f}   AR {metrics.ar:.4f}",
+        f"best F1 {metrics.f1:.3f} at score {metrics.threshold:.3f}: "
+        f"precision {metrics.precision:.3f}, recall {metrics.recall:.3f}",
+    ]
+    return "\n".join(lines)
+
+
+def _report_dropped(data: LabelledImages, most: int = 10) -> None:
+    if not data.dropped:
+        return
+    click.echo(f"{len(data.dropped)} entries of the data set were left out:", err=True)
+    for line in data.dropped[:most]:
+        click.echo(f"  {line}", err=True)
+    if len(data.dropped) > most:
+        click.echo(f"  and {len(data.dropped) - most} more", err=True)

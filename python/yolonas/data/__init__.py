@@ -1,0 +1,1 @@
+"""Labelled images: reading data sets, augmenting them, feeding them to training."""

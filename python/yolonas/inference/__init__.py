@@ -1,0 +1,1 @@
+"""From image files to boxes in image pixels: sources, letterbox, network, decode and NMS, drawing."""

@@ -1,0 +1,113 @@
+"""The boxes found in one image: what every part of the program passes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import supervision
+
+
+class Detection(NamedTuple):
+    """One box: float32 [4] xyxy image px, its score and class."""
+
+    box: npt.NDArray[np.float32]
+    score: float
+    label: int
+    name: str
+
+
+@dataclass(eq=False)
+class Detections:
+    """Boxes of one image, best first.
+
+    boxes: float32 [n, 4] xyxy, pixels of the image after EXIF transposition, clipped to it; scores: float32 [n];
+    labels: int64 [n], indices into `names`; image_size: (height, width). `image` is uint8 [h, w, 3] RGB where the
+    pixels were kept; `path` is where they were read. Raises ValueError where the arrays do not belong together.
+    """
+
+    boxes: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+    image_size: tuple[int, int]
+    path: str | None = None
+    image: npt.NDArray[np.uint8] | None = None
+
+    def __post_init__(self) -> None:
+        self.boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
+        self.scores = np.asarray(self.scores, dtype=np.float32).reshape(-1)
+        self.labels = np.asarray(self.labels, dtype=np.int64).reshape(-1)
+        self.names = tuple(self.names)
+        if not len(self.boxes) == len(self.scores) == len(self.labels):
+            sizes = f"{len(self.boxes)} boxes, {len(self.scores)} scores, {len(self.labels)} labels"
+            raise ValueError(f"boxes, scores and labels must be equally many, not {sizes}")
+        if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
+            raise ValueError(f"labels must be 0 to {len(self.names) - 1}, not {np.unique(self.labels).tolist()}")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __iter__(self) -> Iterator[Detection]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: slice | list[int] | npt.NDArray[Any]) -> Detections: ...
+    def __getitem__(self, index: int | slice | list[int] | npt.NDArray[Any]) -> Detection | Detections:
+        """One detection for an integer; a part of them for a slice, an index array or a boolean mask."""
+        if isinstance(index, int | np.integer):
+            label = int(self.labels[index])
+            return Detection(self.boxes[index], float(self.scores[index]), label, self.names[label])
+        rows: Any = index  # mypy knows no list as an index of an array
+        boxes, scores, labels = self.boxes[rows], self.scores[rows], self.labels[rows]
+        return Detections(boxes, scores, labels, self.names, self.image_size, self.path, self.image)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return f"Detections({len(self)} boxes, {width}x{height}{f', {self.path}' if self.path else ''})"
+
+    def plot(self) -> npt.NDArray[np.uint8]:
+        """The image with the boxes drawn, uint8 [h, w, 3] RGB; it is read again where its pixels were not kept.
+
+        Raises ValueError where there are neither pixels nor a path, DataError where the file has become unreadable.
+        """
+        from yolonas.inference.sources import read_image
+        from yolonas.inference.visualize import draw
+
+        if self.image is None and self.path is None:
+            raise ValueError("these detections carry neither the image nor its path: set .image to draw on it")
+        return draw(self.image if self.image is not None else read_image(str(self.path)), self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the image with the boxes drawn; the suffix of the path chooses the format, such as .jpg or .png."""
+        from yolonas.inference.sources import write_image
+
+        return write_image(path, self.plot())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain Python values, ready for JSON: boxes in image px, scores, class numbers and names."""
+        height, width = self.image_size
+        found = [
+            {"box": [round(v, 3) for v in d.box.tolist()], "score": round(d.score, 6), "label": d.label, "name": d.name}
+            for d in self
+        ]
+        return {"path": self.path, "width": width, "height": height, "detections": found}
+
+    def to_supervision(self) -> supervision.Detections:
+        """As `supervision.Detections`, with the class names in `data["class_name"]`; needs the package supervision."""
+        import supervision
+
+        return supervision.Detections(
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.copy(),
+            data={"class_name": np.array([self.names[label] for label in self.labels], dtype=str)},
+        )

@@ -1,0 +1,109 @@
+"""What the bytes of an image file say before any pixel is decoded: size, orientation, truncation, animation."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+_EXIF_ORIENTATION = 0x0112
+_SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start-of-frame markers; C4, C8, CC are tables and extensions
+_SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
+
+
+def size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) as displayed, EXIF orientation applied, of the first bytes of a JPEG or PNG file.
+
+    None where the header does not tell: another format, an orientation kept where only a decoder finds it, or damage.
+    """
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and data[12:16] == b"IHDR" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return None if b"eXIf" in data else (height, width)
+    height = width = 0
+    orientation = 1
+    for marker, start, end in _jpeg_segments(data):
+        if marker in _SOF and end - start >= 5:
+            height, width = struct.unpack(">HH", data[start + 1 : start + 5])
+        elif marker == _APP1 and data[start : start + 6] == b"Exif\0\0":
+            orientation = _orientation(data[start + 6 : end])
+        elif marker == _SOS:
+            return (width, height) if orientation >= 5 else (height, width)
+    return None
+
+
+def is_truncated_jpeg(data: bytes) -> bool:
+    """Whether a JPEG file ends before its end-of-image marker; OpenCV before 5 fills the missing part with grey."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    # Only behind the start of scan: an embedded thumbnail brings an end marker of its own, earlier. A file cut before
+    # its start of scan is refused by every decoder.
+    scan = next((start for marker, start, _ in _jpeg_segments(data) if marker == _SOS), None)
+    return scan is not None and data.find(bytes([0xFF, _EOI]), scan) < 0
+
+
+def is_animated(data: bytes) -> bool:
+    """Whether a GIF, WebP or PNG file holds more than one frame."""
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return _gif_frames(data) > 1
+    if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X":
+        return bool(data[20] & 0x02) if len(data) > 20 else False
+    return data.startswith(b"\x89PNG") and b"acTL" in data[: data.find(b"IDAT")]
+
+
+def is_turned_avif(data: bytes) -> bool:
+    """Whether an AVIF file asks to be shown rotated or mirrored, which OpenCV does not do."""
+    if data[4:12] != b"ftypavif":
+        return False
+    head = data[: data.find(b"mdat")]
+    rotation = head.find(b"irot")
+    return b"imir" in head or (rotation >= 0 and head[rotation + 4] & 3 != 0)
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Marker, start and end of the payload, of each segment up to the start of scan."""
+    position = 2 if data.startswith(b"\xff\xd8") else len(data)
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == 0xFF:  # fill byte
+            position += 1
+            continue
+        (length,) = struct.unpack(">H", data[position + 2 : position + 4])
+        yield marker, position + 4, position + 2 + length
+        if marker == _SOS:
+            return
+        position += 2 + length
+
+
+def _orientation(tiff: bytes) -> int:
+    """EXIF orientation, 1 to 8, of the TIFF block of an EXIF segment; 1 where it has none."""
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None or len(tiff) < 8:
+        return 1
+    (directory,) = struct.unpack(order + "I", tiff[4:8])
+    (entries,) = struct.unpack(order + "H", tiff[directory : directory + 2].ljust(2, b"\0"))
+    for i in range(entries):
+        entry = tiff[directory + 2 + 12 * i : directory + 14 + 12 * i]
+        if len(entry) == 12 and struct.unpack(order + "H", entry[:2])[0] == _EXIF_ORIENTATION:
+            value: int = struct.unpack(order + "H", entry[8:10])[0]
+            return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _gif_frames(data: bytes) -> int:
+    """Number of image blocks of a GIF file; counting stops at two."""
+
+    def table(flags: int) -> int:
+        return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+    frames, position = 0, 13 + (table(data[10]) if len(data) > 10 else 0)
+    while position < len(data) and frames < 2:
+        if data[position] == 0x21:  # extension: label, then sub-blocks
+            position += 2
+        elif data[position] == 0x2C and position + 9 < len(data):  # image: descriptor, colours, code size, sub-blocks
+            frames += 1
+            position += 11 + table(data[position + 9])
+        else:
+            break
+        while position < len(data) and data[position]:
+            position += 1 + data[position]
+        position += 1
+    return frames

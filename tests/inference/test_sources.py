@@ -1,0 +1,250 @@
+"""Reading images of every kind, and refusing the rest in one sentence."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps, features
+
+from yolonas.errors import DataError
+from yolonas.inference import image_header
+from yolonas.inference.sources import image_size, is_single, iter_sources, read_image, write_image
+
+
+def smooth(height: int = 48, width: int = 64) -> np.ndarray:
+    """A picture that JPEG hardly changes, with no symmetry."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x * 255 // width, y * 255 // height, (x + 2 * y) % 200], axis=-1).astype(np.uint8)
+
+
+def encoded(image: Image.Image | np.ndarray, kind: str, **options: object) -> bytes:
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def with_orientation(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x010F] = "A maker whose name stands before the orientation"
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_exif_orientation_is_turned_upright(tmp_path: Path, kind: str, orientation: int) -> None:
+    data = encoded(smooth(), kind, exif=with_orientation(orientation), **({"quality": 95} if kind == "JPEG" else {}))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    path = tmp_path / f"image.{kind.lower()}"
+    path.write_bytes(data)
+    found = read_image(path)
+    assert found.shape == expected.shape == ((64, 48, 3) if orientation >= 5 else (48, 64, 3))
+    assert np.abs(found.astype(int) - expected).max() <= 3  # two JPEG decoders
+    assert image_size(path) == found.shape[:2]
+    np.testing.assert_array_equal(read_image(data), found)
+
+
+def test_exif_of_big_endian_cameras() -> None:
+    data = encoded(smooth(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
+    assert image_header.size(data) == read_image(data).shape[:2] == (64, 48)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "PNG"), ("L", "JPEG"), ("RGBA", "PNG"), ("P", "PNG"), ("LA", "PNG"), ("1", "PNG")]
+)
+def test_grey_alpha_and_palette_become_rgb(mode: str, kind: str) -> None:
+    picture = Image.fromarray(smooth()).convert(mode)
+    found = read_image(encoded(picture, kind))
+    assert found.dtype == np.uint8
+    np.testing.assert_allclose(found.astype(int), np.asarray(picture.convert("RGB")), atol=3)
+
+
+def test_16_bit_keeps_the_high_byte() -> None:
+    values = (np.arange(48 * 64, dtype=np.uint16) * 21).reshape(48, 64)
+    found = read_image(encoded(Image.fromarray(values), "PNG"))
+    np.testing.assert_array_equal(found, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_cmyk_jpeg() -> None:
+    picture = Image.fromarray(smooth()).convert("CMYK")
+    data = encoded(picture, "JPEG", quality=100, subsampling=0)
+    assert np.abs(read_image(data).astype(int) - np.asarray(picture.convert("RGB"))).mean() < 3
+
+
+def test_arrays_are_checked_and_passed_on() -> None:
+    image = smooth()
+    assert read_image(image) is image
+    for wrong in (image[..., 0], image.astype(np.float32), np.zeros((2, 2, 4), np.uint8), image[:0]):
+        with pytest.raises(DataError, match=r"uint8 \[height, width, 3\] RGB"):
+            read_image(wrong)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_avif_that_opencv_would_show_turned_is_refused(orientation: int) -> None:
+    data = encoded(smooth(), "AVIF", exif=with_orientation(orientation))
+    assert image_header.is_turned_avif(data) == (orientation != 1)
+    if orientation != 1:
+        with pytest.raises(DataError, match="AVIF file with a rotation"):
+            read_image(data)
+
+
+NOISE = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99, -2])
+def test_a_truncated_jpeg_is_refused(tmp_path: Path, progressive: bool, kept: float) -> None:
+    # The thumbnail inside brings an end marker of its own.
+    thumbnail = encoded(NOISE[:20, :30], "JPEG")
+    data = encoded(NOISE, "JPEG", progressive=progressive, exif=b"Exif\0\0II*\0\x08\0\0\0\0\0" + thumbnail)
+    read_image(data)
+    path = tmp_path / "half.jpg"
+    path.write_bytes(data[: int(len(data) * kept) if kept >= 0 else int(kept)])
+    with pytest.raises(DataError, match=r"half\.jpg"):
+        read_image(path)
+
+
+def test_truncation_is_found_without_the_decoder() -> None:
+    # OpenCV before 5 decodes such files with a grey lower part, so the header's verdict must not depend on it.
+    data = encoded(NOISE, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\0\0" + encoded(NOISE[:20, :30], "JPEG"))
+    assert not image_header.is_truncated_jpeg(data)
+    assert not image_header.is_truncated_jpeg(data + b"appended by a phone")
+    for end in (len(data) - 2, len(data) * 3 // 4, len(data) // 2):
+        assert image_header.is_truncated_jpeg(data[:end])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP"])
+def test_other_truncated_files_are_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "half.img"
+    path.write_bytes(encoded(NOISE, kind)[:2000])
+    with pytest.raises(DataError, match=r"half\.img"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(("kind", "extra"), [("GIF", {}), ("PNG", {}), ("WEBP", {}), ("GIF", {"comment": b"x" * 600})])
+def test_animations_are_refused(kind: str, extra: dict[str, bytes]) -> None:
+    first, second = Image.fromarray(NOISE), Image.fromarray(NOISE[::-1].copy())
+    animation = encoded(first, kind, save_all=True, append_images=[second], **extra)
+    with pytest.raises(DataError, match="animated"):
+        read_image(animation)
+    assert not image_header.is_animated(encoded(first, kind, **extra))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"not an image", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"<svg/>", b"GIF89a", b"RIFF0000WEBPVP8X", b"\0" * 99],
+)
+def test_what_is_no_image_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.jpg"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"x\.jpg"):
+        read_image(path)
+    with pytest.raises(DataError):
+        image_size(path)
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.jpg", tmp_path):
+        with pytest.raises(DataError, match=path.name):
+            read_image(path)
+
+
+@settings(deadline=None)
+@given(
+    st.binary(max_size=200), st.sampled_from([b"\xff\xd8", b"GIF89a", b"RIFF1234WEBPVP8X", b"\x89PNG\r\n\x1a\n", b""])
+)
+def test_no_header_breaks_the_parser(data: bytes, magic: bytes) -> None:
+    image_header.size(magic + data)
+    image_header.is_truncated_jpeg(magic + data)
+    image_header.is_animated(magic + data)
+    image_header.is_turned_avif(data[:4] + b"ftypavif" + data)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 255))
+def test_a_damaged_photograph_never_breaks_the_parser(position: int, value: int) -> None:
+    data = bytearray(JPEG_WITH_EXIF)
+    data[position % len(data)] = value
+    image_header.size(bytes(data))
+    image_header.is_truncated_jpeg(bytes(data))
+
+
+JPEG_WITH_EXIF = encoded(smooth(), "JPEG", exif=with_orientation(6))
+
+
+def test_the_size_of_photographs_needs_their_header_only(shared: Path) -> None:
+    for path in sorted((shared / "data/coco_permissive/images").iterdir()):
+        assert image_header.size(path.read_bytes()[: 1 << 17]) == read_image(path).shape[:2]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.jpg", "a.PNG", "c.txt", ".hidden.jpg", "sub/d.jpg", "sub/deep/e.jpg", "we[i]rd.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(smooth(), "PNG" if name.endswith("PNG") else "JPEG"))
+    return tmp_path
+
+
+def names(source: object) -> list[str]:
+    return [path.name for path in iter_sources(source)]
+
+
+def test_folders_patterns_and_lists(folder: Path) -> None:
+    assert names(folder) == ["a.PNG", "b.jpg", "we[i]rd.jpg"]
+    assert names(str(folder / "*.jpg")) == ["b.jpg", "we[i]rd.jpg"]
+    assert names(str(folder / "**/*.jpg")) == ["b.jpg", "d.jpg", "e.jpg", "we[i]rd.jpg"]
+    assert names(folder / "we[i]rd.jpg") == ["we[i]rd.jpg"]
+    assert names([folder / "sub", str(folder / "b.jpg")]) == ["d.jpg", "b.jpg"]
+    image = smooth()
+    found = list(iter_sources([image, np.stack([image, image]), b"bytes"]))
+    assert [type(item) for item in found] == [np.ndarray] * 3 + [bytes]
+
+
+def test_single_sources(folder: Path) -> None:
+    image = smooth()
+    for single in (folder / "b.jpg", str(folder / "we[i]rd.jpg"), "missing.jpg", image, b"bytes"):
+        assert is_single(single)
+    for several in (folder, str(folder / "*.jpg"), [image], np.stack([image]), iter([image])):
+        assert not is_single(several)
+
+
+def test_sources_without_images(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no image matches the folder"):
+        list(iter_sources(tmp_path))
+    with pytest.raises(DataError, match=r"no image matches the pattern .*\*\.jpg"):
+        list(iter_sources(str(tmp_path / "*.jpg")))
+    with pytest.raises(DataError, match="URL"):
+        list(iter_sources("https://example.org/a.jpg"))
+    for wrong in (3, Image.fromarray(smooth()), None):
+        with pytest.raises(TypeError, match="a source is a path"):
+            list(iter_sources(wrong))
+
+
+@pytest.mark.parametrize("name", ["out.png", "ausgeführt 猫.png"])
+def test_write_image(tmp_path: Path, name: str) -> None:
+    np.testing.assert_array_equal(read_image(write_image(tmp_path / name, smooth())), smooth())
+
+
+@pytest.mark.parametrize("name", ["out.xyz", "out", "no/such/folder.png"])
+def test_write_image_names_what_it_cannot_write(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="cannot be written"):
+        write_image(tmp_path / name, smooth())
+
+
+def test_a_missing_system_library_gets_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "cv2.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import yolonas.inference.sources"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "libGL.so.1" in done.stderr.splitlines()[-1]
+    assert "opencv-python-headless" in done.stderr.splitlines()[-1]

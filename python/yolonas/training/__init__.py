@@ -1,0 +1,1 @@
+"""Training: assignment, loss, recipe and the loop itself."""

@@ -1,0 +1,154 @@
+"""The YOLO-NAS detection loss: classification against soft targets, GIoU, and distribution focal loss.
+
+Formulae of super-gradients' PPYoloELoss (VarifocalNet, arXiv 2008.13367; GIoU, 1902.09630; DFL, 2006.04388).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from yolonas.data.targets import Targets
+from yolonas.model import RawOutput
+from yolonas.training.assigner import Assignment, atss, task_aligned
+
+ANCHOR_CELLS = 5  # side of ATSS' anchor squares, in cells of the level
+
+
+class Losses(NamedTuple):
+    """Scalars of a batch: `total` is what is minimised, the others are its weighted parts."""
+
+    total: Tensor
+    classification: Tensor
+    iou: Tensor
+    dfl: Tensor
+
+
+class DetectionLoss(nn.Module):
+    """Loss of a batch of raw head maps against padded ground truth.
+
+    `assigner` decides which points learn which boxes, `classification` how the scores learn. Computes in float32
+    whatever autocast says, and never synchronises with the device.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        reg_max: int = 16,
+        strides: Sequence[int] = (8, 16, 32),
+        assigner: Literal["task_aligned", "task_aligned_sequential", "atss"] = "task_aligned",
+        classification: Literal["varifocal", "focal"] = "varifocal",
+        classification_weight: float = 1.0,
+        iou_weight: float = 2.5,
+        dfl_weight: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if assigner not in ("task_aligned", "task_aligned_sequential", "atss"):
+            raise ValueError(f"assigner must be task_aligned, task_aligned_sequential or atss, not {assigner!r}")
+        if classification not in ("varifocal", "focal"):
+            raise ValueError(f"classification must be varifocal or focal, not {classification!r}")
+        self.num_classes = num_classes
+        self.reg_max = reg_max
+        self.strides = tuple(strides)
+        self.assigner = assigner
+        self.classification = classification
+        self.weights = (classification_weight, iou_weight, dfl_weight)
+
+    def forward(self, output: RawOutput, targets: Targets) -> Losses:
+        """Losses of maps [B, C, h, w] and [B, 4 * (reg_max + 1), h, w] per level, of any float dtype."""
+        with torch.autocast(output.class_logits[0].device.type, enabled=False):
+            grid = Grid.of(output.class_logits, self.strides)
+            class_logits = _flatten(output.class_logits)  # [B, A, C]
+            box_logits = _flatten(output.box_logits).unflatten(-1, (4, self.reg_max + 1))  # [B, A, 4, bins]
+            log_probabilities = box_logits.log_softmax(-1)
+            bins = torch.arange(self.reg_max + 1, dtype=torch.float32, device=box_logits.device)
+            distances = log_probabilities.exp() @ bins  # [B, A, 4], in cells
+            cells = grid.points / grid.strides
+            boxes = torch.cat([cells - distances[..., :2], cells + distances[..., 2:]], dim=-1)
+            assignment = self.assign(class_logits.detach().sigmoid(), boxes.detach() * grid.strides, grid, targets)
+
+            weight = assignment.scores.sum(-1)  # [B, A], 0 for background
+            normaliser = weight.sum().clamp(min=1.0)
+            target_boxes = assignment.boxes / grid.strides
+            parts = (
+                self._classification_loss(class_logits, assignment),
+                ((1 - _giou(boxes, target_boxes)) * weight).sum(),
+                (self._dfl_loss(log_probabilities, cells, target_boxes) * weight).sum(),
+            )
+            cls, iou, dfl = (w * part / normaliser for w, part in zip(self.weights, parts, strict=True))
+        return Losses(cls + iou + dfl, cls.detach(), iou.detach(), dfl.detach())
+
+    def assign(self, scores: Tensor, boxes: Tensor, grid: Grid, targets: Targets) -> Assignment:
+        """The assignment of predicted scores [B, A, C] and boxes [B, A, 4] in canvas px."""
+        if self.assigner == "atss":
+            half = ANCHOR_CELLS * grid.strides / 2
+            anchors = torch.cat([grid.points - half, grid.points + half], dim=-1)
+            return atss(boxes, anchors, grid.level_sizes, targets, self.num_classes)
+        sequential = self.assigner == "task_aligned_sequential"
+        return task_aligned(scores, boxes, grid.points, targets, sequential=sequential)
+
+    def _classification_loss(self, logits: Tensor, assignment: Assignment) -> Tensor:
+        probabilities, target = logits.sigmoid(), assignment.scores
+        if self.classification == "focal":
+            weight = (probabilities - target).abs().square()
+            if self.assigner == "atss":  # the reference balances the classes only with hard assignments
+                weight = weight * (0.25 * target + 0.75 * (1 - target))
+        else:
+            one_hot = assignment.labels.unsqueeze(-1) == torch.arange(self.num_classes, device=logits.device)
+            # The gradient goes through the probabilities of the weight too, as in the reference.
+            weight = torch.where(one_hot, target, 0.75 * probabilities.square())
+        return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
+
+    def _dfl_loss(self, log_probabilities: Tensor, cells: Tensor, target_boxes: Tensor) -> Tensor:
+        """Cross entropy with the two bins around each target distance -> [B, A], the mean of the four sides."""
+        sides = torch.cat([cells - target_boxes[..., :2], target_boxes[..., 2:] - cells], dim=-1)
+        sides = sides.clamp(0, self.reg_max - 0.01)
+        lower = sides.floor()
+        index = lower.long().unsqueeze(-1)
+        near = log_probabilities.gather(-1, torch.cat([index, index + 1], dim=-1))
+        share = sides - lower
+        return -(near[..., 0] * (1 - share) + near[..., 1] * share).mean(-1)
+
+
+class Grid(NamedTuple):
+    """Anchor points of the levels: points [A, 2] canvas px, strides [A, 1], and how many points each level has."""
+
+    points: Tensor
+    strides: Tensor
+    level_sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, maps: Sequence[Tensor], strides: Sequence[int]) -> Grid:
+        """The grid of maps [B, C, h, w]: row-major, points at the cells' centres."""
+        points, columns = [], []
+        for level, stride in zip(maps, strides, strict=True):
+            height, width = level.shape[-2:]
+            y = (torch.arange(height, dtype=torch.float32, device=level.device) + 0.5) * stride
+            x = (torch.arange(width, dtype=torch.float32, device=level.device) + 0.5) * stride
+            grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+            points.append(torch.stack([grid_x, grid_y], dim=-1).reshape(-1, 2))
+            columns.append(torch.full((height * width, 1), float(stride), device=level.device))
+        return cls(torch.cat(points), torch.cat(columns), tuple(len(level) for level in points))
+
+
+def _flatten(maps: Sequence[Tensor]) -> Tensor:
+    """Maps [B, C, h, w] of all levels -> [B, A, C] float32."""
+    return torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2).float() for level in maps], dim=1)
+
+
+def _giou(first: Tensor, second: Tensor, eps: float = 1e-10) -> Tensor:
+    """GIoU of boxes [..., 4] with boxes [..., 4], pair by pair."""
+    shared = _area(torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:]))
+    hull = _area(torch.minimum(first[..., :2], second[..., :2]), torch.maximum(first[..., 2:], second[..., 2:])) + eps
+    union = _area(first[..., :2], first[..., 2:]) + _area(second[..., :2], second[..., 2:]) - shared + eps
+    return shared / union - (hull - union) / hull
+
+
+def _area(top_left: Tensor, bottom_right: Tensor) -> Tensor:
+    width, height = (bottom_right - top_left).clamp(min=0).unbind(-1)
+    return width * height

@@ -1,0 +1,90 @@
+"""`yolonas train` from the outside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from yolonas import checkpoint
+from yolonas.cli import main
+from yolonas.data import samples
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("parts")
+    samples.generate(folder, 5, image_size=(128, 128))
+    return folder / "instances.json"
+
+
+def run(*arguments: object) -> Result:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return CliRunner().invoke(main, ["train", *map(str, arguments)])
+    finally:
+        torch.set_num_threads(threads)
+
+
+QUICK = ("--model", "n", "--imgsz", 64, "--batch", 4, "--device", "cpu")
+
+
+def test_trains_prints_its_choices_and_resumes(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = run("--data", data, *QUICK, "--epochs", 1, "--out", out)
+    assert result.exit_code == 0, result.output
+    for words in (
+        "YOLO-NAS n with random weights",
+        "washer, bolt, nut",
+        "training    4 images",
+        "validation  1 images",
+        "64 px, batch 4, device cpu",
+        "1 epochs",
+        "epoch 1/1",
+        "AP50",
+        f"Wrote {out / 'best.safetensors'}",
+    ):
+        assert words in result.output
+    assert checkpoint.load(out / "best.safetensors").model.class_names == samples.NAMES
+    again = run("--data", data, *QUICK, "--epochs", 1, "--out", out, "--resume")
+    assert again.exit_code == 0, again.output
+    assert "1 epochs" in again.output
+    changed = run("--data", data, *QUICK, "--epochs", 3, "--out", out, "--resume")
+    assert changed.exit_code == 1
+    assert "was made with another epochs" in changed.output
+
+
+def test_fine_tunes_from_a_file_within_minutes(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "first"
+    assert run("--data", data, "--val", data, *QUICK, "--epochs", 1, "--out", out).exit_code == 0
+    tuned = ("--weights", out / "last.safetensors", "--minutes", 0.05)
+    result = run("--data", data, *tuned, "--device", "cpu", "--out", tmp_path / "second")
+    assert result.exit_code == 0, result.output
+    assert "it knows washer, bolt, nut" in result.output
+    assert "64 px" in result.output
+    assert "0.05 minutes" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--data", "nowhere", "--model", "n"), "no data set at nowhere"),
+        (("--data", "DATA", "--model", "nothing.pth"), "nothing.pth"),
+        (("--data", "DATA", "--model", "n", "--imgsz", "100"), "multiple of 32"),
+        (("--data", "DATA", "--model", "n", "--imgsz", "64,96"), "square canvas"),
+        (("--data", "DATA", "--model", "n", "--resume"), "--resume needs --out"),
+        (("--data", "DATA", "--model", "n", "--resume", "--out", "OUT"), "to resume from"),
+        (("--data", "DATA", "--model", "n", "--out", "DATA"), "cannot be written"),
+        (("--data", "DATA", "--model", "n", "--device", "cuda:99"), "does not exist"),
+    ],
+)
+def test_mistakes_get_one_sentence(arguments: tuple[str, ...], words: str, data: Path, tmp_path: Path) -> None:
+    places = {"DATA": str(data), "OUT": str(tmp_path / "none")}
+    result = run(*(places.get(argument, argument) for argument in arguments))
+    assert result.exit_code in (1, 2)
+    assert words in result.output
+    assert "Traceback" not in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)

@@ -1,0 +1,255 @@
+"""The training loop: same seed same weights, stopping and going on, and data at the edge of nothing."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from yolonas import checkpoint
+from yolonas.checkpoint import Checkpoint
+from yolonas.data.labelled import LabelledImage, LabelledImages
+from yolonas.errors import CheckpointError, DataError, YolonasError
+from yolonas.model import YoloNAS
+from yolonas.training.loss import DetectionLoss
+from yolonas.training.recipe import Recipe
+from yolonas.training.report import EpochReport
+from yolonas.training.trainer import RESUME_FILE, TrainResult, train
+
+NAMES = ("red", "blue")
+RECIPE = Recipe(image_size=64, batch=4, epochs=4, lr=2e-3, warmup_steps=2, plain_share=0.5, seed=1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(folder: Path, count: int, seed: int = 0, empty: bool = False) -> LabelledImages:
+    """Images 48 x 64 with a red and a blue rectangle."""
+    rng, images = np.random.default_rng(seed), []
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(count):
+        image = rng.integers(60, 120, (48, 64, 3), dtype=np.uint8)
+        corner = rng.integers(0, 20, (2, 2)) + np.array([[0, 0], [28, 8]])
+        boxes = np.concatenate([corner, corner + rng.integers(12, 16, (2, 2))], axis=1).astype(np.float32)
+        for (x1, y1, x2, y2), colour in zip(boxes.astype(int), [(0, 0, 255), (255, 0, 0)], strict=True):
+            image[y1:y2, x1:x2] = colour
+        path = folder / f"{seed}_{k}.png"
+        cv2.imwrite(str(path), image)
+        kept = 0 if empty else 2
+        boxes = boxes.clip(0, [64, 48, 64, 48])[:kept]
+        images.append(LabelledImage(path, boxes, np.arange(kept), np.zeros(kept, bool), 64, 48, k + 1))
+    return LabelledImages(NAMES, images)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelledImages, LabelledImages]:
+    folder = tmp_path_factory.mktemp("data")
+    return make(folder, 6), make(folder, 3, seed=9)
+
+
+@pytest.fixture(scope="module")
+def whole(data: tuple[LabelledImages, LabelledImages], tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    return train(*data, recipe=RECIPE, out_dir=tmp_path_factory.mktemp("whole"), variant="n", device="cpu")
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.load(path).model.state_dict()
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    a, b = weights(first), weights(second)
+    assert a.keys() == b.keys()
+    different = [key for key in a if not torch.equal(a[key], b[key])]
+    assert not different
+
+
+def rows(result: TrainResult) -> list[dict[str, str]]:
+    """results.csv without what the clock decides."""
+    with (result.last.parent / "results.csv").open() as file:
+        clock = ("seconds", "seconds_left", "images_per_second")
+        return [{k: v for k, v in row.items() if k not in clock} for row in csv.DictReader(file)]
+
+
+def test_writes_what_it_says(whole: TrainResult, data: tuple[LabelledImages, LabelledImages]) -> None:
+    best = checkpoint.load(whole.best)
+    assert best.model.class_names == NAMES
+    assert best.model.variant == "n"
+    assert best.model.preprocessing.image_size == (64, 64)
+    assert best.model.preprocessing.resize_to == 64
+    assert whole.metrics is not None
+    assert best.conf == pytest.approx(whole.metrics.threshold)
+    assert best.license is None
+    assert Recipe.from_dict(best.record["recipe"]) == RECIPE
+    assert best.record["train_objects"] == 12
+    table = rows(whole)
+    assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
+    assert max(float(row["ap"]) for row in table) == pytest.approx(whole.metrics.ap, abs=1e-5)
+    assert (whole.best.parent / "results.png").read_bytes().startswith(b"\x89PNG")
+    assert whole.epochs == 4
+    assert not whole.stopped
+    assert whole.images_per_second > 0
+
+
+def test_learns(data: tuple[LabelledImages, LabelledImages], tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=4, min_samples=80, evaluate_every=4, lr=4e-3)
+    result = train(*data, recipe=recipe, out_dir=tmp_path, variant="n", device="cpu")
+    assert result.metrics is not None
+    assert result.metrics.ap50 > 0.5
+
+
+def test_same_seed_same_weights(
+    whole: TrainResult, data: tuple[LabelledImages, LabelledImages], tmp_path: Path
+) -> None:
+    torch.rand(3)  # whatever the process did before must not matter
+    again = train(*data, recipe=replace(RECIPE, cache_bytes=0), out_dir=tmp_path / "a", variant="n", device="cpu")
+    assert_same_weights(whole.last, again.last)
+    assert rows(whole) == rows(again)
+    other = train(*data, recipe=replace(RECIPE, seed=2, epochs=1), out_dir=tmp_path / "b", variant="n", device="cpu")
+    assert rows(other)[0] != rows(whole)[0]
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_resume_gives_the_uninterrupted_run(
+    how: str, whole: TrainResult, data: tuple[LabelledImages, LabelledImages], tmp_path: Path
+) -> None:
+    reports: list[EpochReport] = []
+
+    def kill(epoch: int, done: int, total: int) -> None:
+        if how == "killed" and epoch == 3:
+            raise KilledError
+
+    options = {"recipe": RECIPE, "out_dir": tmp_path, "variant": "n", "device": "cpu"}
+    try:
+        cut = train(
+            *data,
+            **options,
+            on_epoch=reports.append,
+            on_step=kill,
+            should_stop=lambda: how == "stopped" and len(reports) == 2,
+        )
+        assert cut.stopped
+        assert cut.epochs == 2
+    except KilledError:
+        assert how == "killed"
+    assert [report.epoch for report in reports] == [1, 2]
+
+    resumed = train(*data, **options, resume=True, on_epoch=reports.append)
+    assert [report.epoch for report in reports] == [1, 2, 3, 4]
+    assert_same_weights(resumed.last, whole.last)
+    assert_same_weights(resumed.best, whole.best)
+    assert rows(resumed) == rows(whole)
+    assert resumed.metrics is not None
+    assert whole.metrics is not None
+    assert resumed.metrics.ap == whole.metrics.ap
+    assert resumed.seconds >= reports[1].seconds
+
+    finished = train(*data, **options, resume=True)
+    assert finished.epochs == 4
+    assert finished.metrics == resumed.metrics
+
+
+def test_resume_refuses_what_does_not_fit(data: tuple[LabelledImages, LabelledImages], tmp_path: Path) -> None:
+    recipe = replace(RECIPE, epochs=1)
+    options = {"out_dir": tmp_path, "variant": "n", "device": "cpu", "resume": True}
+    train(*data, recipe=recipe, **options)  # nothing to resume: begins anew
+    with pytest.raises(CheckpointError, match="another lr, seed"):
+        train(*data, recipe=replace(recipe, lr=0.5, seed=7), **options)
+    with pytest.raises(CheckpointError, match="other data"):
+        train(data[0], LabelledImages(NAMES, []), recipe=recipe, **options)
+    (tmp_path / RESUME_FILE).write_bytes(b"half a file")
+    with pytest.raises(CheckpointError, match=r"resume\.pt is damaged"):
+        train(*data, recipe=recipe, **options)
+
+
+@pytest.mark.parametrize("case", ["one image", "no boxes"])
+def test_next_to_nothing_still_trains(case: str, tmp_path: Path) -> None:
+    few = make(tmp_path / "few", 1 if case == "one image" else 3, empty=case == "no boxes")
+    recipe = replace(RECIPE, epochs=2, batch=8)
+    result = train(few, LabelledImages(NAMES, []), recipe=recipe, out_dir=tmp_path / "out", variant="n", device="cpu")
+    assert result.metrics is None
+    assert_same_weights(result.best, result.last)
+    assert checkpoint.load(result.best).conf == 0.25
+    assert all(torch.isfinite(value).all() for value in weights(result.best).values())
+    if case == "no boxes":
+        again = train(few, few, recipe=recipe, out_dir=tmp_path / "val", variant="n", device="cpu")
+        assert again.metrics is not None
+        assert again.metrics.ap == 0
+
+
+def test_nothing_at_all_is_refused(data: tuple[LabelledImages, LabelledImages], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no image"):
+        train(LabelledImages(NAMES, []), data[1], recipe=RECIPE, out_dir=tmp_path, variant="n")
+    strangers = LabelledImages(("cat", "dog"), data[1].images)
+    with pytest.raises(DataError, match="no class in common"):
+        train(data[0], strangers, recipe=RECIPE, out_dir=tmp_path, variant="n")
+
+
+def test_known_classes_keep_their_rows_and_the_licence_is_inherited(
+    data: tuple[LabelledImages, LabelledImages], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    start = Checkpoint(YoloNAS("n", 3, class_names=["green", "Blue", "crimson"]), license="a licence")
+    before = start.model.state_dict()
+    recipe = replace(RECIPE, epochs=1, lr=1e-12, weight_decay=0.0)
+    options = {"recipe": recipe, "out_dir": tmp_path, "device": "cpu", "class_sources": {"red": "crimson"}}
+    result = train(*data, start=start, **options)
+    after = checkpoint.load(result.last)
+    assert after.license == "a licence"
+    assert after.model.class_names == NAMES
+    for key, rows_kept in (("heads.head1.cls_pred.weight", [2, 1]), ("heads.head3.cls_pred.bias", [2, 1])):
+        torch.testing.assert_close(after.model.state_dict()[key], before[key][rows_kept], rtol=0, atol=1e-6)
+    with pytest.raises(CheckpointError, match="fused"):
+        train(*data, start=Checkpoint(start.model.fused()), **options)
+
+
+def test_frozen_parts_stay_as_they_are(data: tuple[LabelledImages, LabelledImages], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = Checkpoint(YoloNAS("n", 2, class_names=NAMES))
+    recipe = replace(RECIPE, epochs=1, freeze="backbone")
+    result = train(*data, start=start, recipe=recipe, out_dir=tmp_path, device="cpu")
+    before, after = start.model.state_dict(), weights(result.last)
+    changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {"neck", "heads"}
+
+
+def test_a_loss_that_is_not_finite_stops_with_advice(
+    data: tuple[LabelledImages, LabelledImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = DetectionLoss.forward
+    monkeypatch.setattr(DetectionLoss, "forward", lambda *args: real(*args)._replace(iou=torch.tensor(float("nan"))))
+    with pytest.raises(YolonasError, match=r"epoch 1, step 1.*lower the learning rate, which is 0\.002"):
+        train(*data, recipe=RECIPE, out_dir=tmp_path, variant="n", device="cpu")
+
+
+def test_stopped_at_once_leaves_weights(data: tuple[LabelledImages, LabelledImages], tmp_path: Path) -> None:
+    result = train(*data, recipe=RECIPE, out_dir=tmp_path, variant="n", device="cpu", should_stop=lambda: True)
+    assert result.stopped
+    assert result.epochs == 0
+    assert checkpoint.load(result.best).model.class_names == NAMES
+
+
+def test_time_budget_is_kept(data: tuple[LabelledImages, LabelledImages], tmp_path: Path) -> None:
+    reports: list[EpochReport] = []
+    recipe = replace(RECIPE, epochs=10_000, min_samples=16, time_budget_s=6.0)
+    begun = time.monotonic()
+    result = train(*data, recipe=recipe, out_dir=tmp_path, variant="n", device="cpu", on_epoch=reports.append)
+    assert time.monotonic() - begun < 12  # generous to a busy machine
+    assert not result.stopped
+    assert reports[-1].lr < 0.3 * recipe.lr  # the cosine went along
+    assert reports[-1].epochs == len(reports)

@@ -1,0 +1,211 @@
+"""The HTTP routes that Label Studio calls; no logic.
+
+/health, /setup, /webhook, /versions and /job_status run on threads of their own, so that they answer within Label
+Studio's 1 to 3 seconds however many predictions are being made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+
+from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.media import MediaCache
+from labelstudio_backend.models import Load
+from labelstudio_backend.registry import Registry, RegistryError, choose_weights
+from labelstudio_backend.service import BadRequestError, Service
+from labelstudio_backend.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+QUICK_THREADS = 4
+PREDICT_THREADS = 16  # most of them wait for the model; Label Studio sends few requests at a time
+
+
+class Queue(Protocol):
+    """Where trainings are asked for."""
+
+    def enqueue(self, project_key: str, trigger: str) -> int: ...
+    def status(self, job_id: int | str) -> Mapping[str, Any] | None: ...
+
+
+class Learner(Protocol):
+    """What keeps Label Studio's state and ours in agreement."""
+
+    def hint(self, project_key: str, action: str, payload: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class Learning:
+    """The learning side, present where Label Studio's address and a token are set."""
+
+    jobs: Queue
+    reconciler: Learner
+    start: Callable[[], None]
+    stop: Callable[[], None]
+
+
+def create_app(settings: Settings, *, load: Load | None = None, learning: Learning | None = None) -> FastAPI:
+    """The backend as an ASGI application.
+
+    `load` makes a model of a version (by default a `yolonas.Detector`), `learning` replaces the learning side.
+    """
+    if settings.weights == "auto":
+        settings = settings.model_copy(update={"weights": choose_weights("auto")[0]})
+    registry = Registry(settings.state_dir / "projects")
+    client = LabelStudio(settings.label_studio_url, settings.token) if settings.label_studio_url else None
+    media = MediaCache(settings, client)
+    service = Service(settings, registry, media, load=load)
+    if learning is None and settings.can_train and client is not None:
+        learning = _learning(settings, registry, client, service)
+    quick = ThreadPoolExecutor(QUICK_THREADS, "quick")
+    slow = ThreadPoolExecutor(PREDICT_THREADS, "predict")
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if load is None:  # importing torch takes seconds: before the first request, not in it
+            importlib.import_module("yolonas.inference.detector")
+        for leftover in registry.clean():
+            logger.info("removed what an interrupted write left: %s", leftover)
+        service.warm()
+        if learning is not None:
+            learning.start()
+        yield
+        if learning is not None:
+            await asyncio.to_thread(learning.stop)
+        service.close()
+        quick.shutdown(wait=False, cancel_futures=True)
+        slow.shutdown(wait=False, cancel_futures=True)
+        media.close()
+        if client is not None:
+            client.close()
+
+    app = FastAPI(title="yolonas", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.service = service
+
+    async def answer(pool: ThreadPoolExecutor, work: Callable[[Any], Any], request: Request) -> Response:
+        body = await request.body()
+        return await asyncio.get_running_loop().run_in_executor(pool, _answer, work, body)
+
+    @app.get("/")
+    async def index() -> dict[str, Any]:
+        return {"name": "yolonas", "status": "UP", "can_train": learning is not None}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "UP"}
+
+    @app.post("/setup")
+    async def setup(request: Request) -> Response:
+        return await answer(quick, service.setup, request)
+
+    @app.post("/predict")
+    async def predict(request: Request) -> Response:
+        return await answer(slow, service.predict, request)
+
+    @app.get("/versions")
+    async def versions(request: Request) -> Response:
+        return await answer(quick, lambda _: service.versions(), request)
+
+    @app.post("/webhook")
+    async def webhook(request: Request) -> Response:
+        return await answer(quick, lambda body: _webhook(service, learning, body), request)
+
+    @app.post("/job_status")
+    async def job_status(request: Request) -> Response:
+        return await answer(quick, lambda body: _job_status(learning, body), request)
+
+    return app
+
+
+class _RefusedError(Exception):
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def _webhook(service: Service, learning: Learning | None, body: Mapping[str, Any]) -> dict[str, Any]:
+    """An event is a hint, and says nothing that is relied on; START_TRAINING queues a job."""
+    action = body.get("action")
+    if not isinstance(action, str):
+        raise BadRequestError('/webhook needs the text "action"')
+    project = service.project_of(body)
+    training = action == "START_TRAINING"
+    if learning is None:
+        if training:
+            raise _RefusedError(
+                409,
+                "this backend cannot train: it has no access to the annotations; set YOLONAS_LABEL_STUDIO_URL and "
+                "YOLONAS_LABEL_STUDIO_TOKEN and start it again",
+            )
+        return {}
+    if project is None:
+        if training:
+            raise _RefusedError(409, "this project is not known here; open its model page in Label Studio, then retry")
+        return {}
+    if training:
+        return {"job": str(learning.jobs.enqueue(project.key, action))}
+    learning.reconciler.hint(project.key, action, body)
+    return {}
+
+
+def _job_status(learning: Learning | None, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    job = body.get("job")
+    if not isinstance(job, str | int):
+        raise BadRequestError('/job_status needs "job", as /webhook gave it')
+    status = learning.jobs.status(job) if learning is not None else None
+    if status is None:
+        raise _RefusedError(410, f"there is no job {job!r} here")
+    return status
+
+
+def _answer(work: Callable[[Any], Any], raw: bytes) -> Response:
+    """Parse, work and serialize on a worker thread: a request of 5000 tasks is some megabytes."""
+    try:
+        body = json.loads(raw) if raw else {}
+        if not isinstance(body, dict):
+            raise BadRequestError(f"the body is a JSON {type(body).__name__}, not an object")
+        return _json(200, work(body))
+    except (BadRequestError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        return _json(400, {"error": str(error)})
+    except _RefusedError as error:
+        logger.warning("%s", error)
+        return _json(error.status, {"error": str(error)})
+    except RegistryError as error:
+        logger.error("%s", error)
+        return _json(503, {"error": str(error)})
+    except Exception as error:
+        logger.exception("a request failed")
+        return _json(500, {"error": f"{type(error).__name__}: {error}"})
+
+
+def _json(status: int, content: Any) -> Response:
+    return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
+
+
+def _learning(settings: Settings, registry: Registry, client: LabelStudio, service: Service) -> Learning:
+    from labelstudio_backend.jobs import JobRunner, Jobs
+    from labelstudio_backend.reconcile import Reconciler
+
+    jobs = Jobs(settings.state_dir / "jobs.sqlite")
+    reconciler = Reconciler(settings, registry, client, jobs, service)
+    runner = JobRunner(jobs, parallel=settings.parallel_jobs, on_end=reconciler.job_ended)
+
+    def start() -> None:
+        runner.start()
+        reconciler.start()
+
+    def stop() -> None:
+        reconciler.stop()
+        runner.stop()
+
+    return Learning(jobs, reconciler, start, stop)

@@ -1,0 +1,145 @@
+"""The command `yolonas-labelstudio`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+from typing import Any
+
+import click
+from pydantic import ValidationError
+
+from labelstudio_backend.settings import Settings
+from yolonas.errors import YolonasError
+
+_COMMANDS = {"up": "labelstudio_backend.up"}  # imported when called
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_COMMANDS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _COMMANDS:
+            command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
+            return command if isinstance(command, click.Command) else None
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (YolonasError, FileNotFoundError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=_Group)
+@click.version_option(package_name="yolonas")
+def main() -> None:
+    """YOLO-NAS as a Label Studio machine learning backend."""
+
+
+@main.command()
+@click.option("--host", help="Address to listen on; 0.0.0.0 lets other machines in.  [default: 127.0.0.1]")
+@click.option("--port", type=int, help="Port to listen on.  [default: 9090]")
+@click.option("--label-studio-url", help="Where Label Studio is, for example http://localhost:8080.")
+@click.option("--label-studio-token", help="Its token; better in the environment, as YOLONAS_LABEL_STUDIO_TOKEN.")
+@click.option("--weights", help="A checkpoint file, published weights by name, untrained-n, or auto.  [default: auto]")
+@click.option("--device", help="auto, cpu, cuda, cuda:1.  [default: auto]")
+@click.option("--state-dir", help="Folder of versions, jobs and cached images.")
+def serve(**options: Any) -> None:
+    """Run the backend until Ctrl-C.
+
+    Every option, and more, can be set in the environment as YOLONAS_<NAME>; labelstudio_backend/README.md lists them.
+    """
+    for name, value in options.items():
+        if value is not None:
+            os.environ[f"YOLONAS_{name.upper()}"] = str(value)  # training processes read them there
+    settings = read_settings()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+    import uvicorn
+
+    from labelstudio_backend.app import create_app
+    from labelstudio_backend.registry import choose_weights
+
+    weights, sentence = choose_weights(settings.weights)
+    os.environ["YOLONAS_WEIGHTS"] = weights
+    settings = settings.model_copy(update={"weights": weights})
+    for line in describe(settings, sentence):
+        click.echo(line)
+    app = create_app(settings)
+    # a /predict may run for 80 s, and is asked again if it is cut off
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
+
+
+def read_settings() -> Settings:
+    """Settings from the environment; a value that does not fit is one sentence, not a traceback."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [f"YOLONAS_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        raise click.ClickException("; ".join(problems)) from None
+
+
+def describe(settings: Settings, start: str) -> list[str]:
+    """What the server will do, in sentences: address, start weights, whether it can train, the projects it knows."""
+    from labelstudio_backend.registry import Registry
+
+    host = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
+    lines = [
+        f"Address        http://{host}:{settings.port}: give it to Label Studio under Settings > Model.",
+        "               Label Studio 1.23.1 and later takes a loopback or private address only if it was started with "
+        "USE_DEFAULT_BANNED_SUBNETS=false.",
+        f"Start          New projects start from {start}.",
+        f"Training       {_training(settings)}",
+        f"State          Versions, jobs and cached images are in {settings.state_dir}.",
+    ]
+    for project in Registry(settings.state_dir / "projects").projects():
+        try:
+            served = f"serves {project.current().name} of {len(project.versions())} versions"
+        except YolonasError as error:
+            served = str(error)
+        lines.append(f"Project        {project.project_id} of {project.metadata().get('hostname') or '?'} {served}.")
+    return lines
+
+
+def _training(settings: Settings) -> str:
+    from labelstudio_backend.client import LabelStudio
+
+    if not settings.can_train:
+        missing = " and ".join(
+            name
+            for name, value in (
+                ("YOLONAS_LABEL_STUDIO_URL", settings.label_studio_url),
+                ("YOLONAS_LABEL_STUDIO_TOKEN", settings.token),
+            )
+            if not value
+        )
+        return (
+            f"No: set {missing}. Until then it predicts under a fixed version, cannot train, and cannot fetch files "
+            "that Label Studio serves only to its users."
+        )
+    try:
+        with LabelStudio(settings.label_studio_url, settings.token, read_seconds=5.0, retries=0) as client:
+            count = len(client.projects())
+    except YolonasError as error:
+        return f"Not yet: {error}. It is tried again every {settings.reconcile_seconds:g} s."
+    every = f", and after every {settings.train_every} corrected tasks" if settings.train_every else ""
+    return (
+        f"Yes, when asked for in Label Studio{every}, {settings.train_minutes:g} minutes each; the token sees {count} "
+        f"project{'' if count == 1 else 's'} at {settings.label_studio_url}."
+    )
+
+
+if __name__ == "__main__":
+    main()

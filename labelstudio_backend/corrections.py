@@ -1,0 +1,157 @@
+"""What people have labelled, as Label Studio tells it, and as a data set to learn from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolonas.data.labelled import LabelledImage, LabelledImages
+from yolonas.errors import YolonasError
+from yolonas.inference.sources import read_image
+from yolonas.labelstudio import Control, boxes_from_annotation, choose_annotation
+
+log = logging.getLogger(__name__)
+
+_FETCHES = 4  # at a time: Label Studio's own server handles few
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A task and the annotation of it that counts."""
+
+    task: int
+    data: Mapping[str, Any]
+    annotation: Mapping[str, Any]
+
+    @property
+    def stamp(self) -> str:
+        """Changes whenever the annotation does."""
+        return f"{self.annotation.get('id')}@{self.annotation.get('updated_at')}"
+
+
+def corrections(tasks: Iterable[Mapping[str, Any]]) -> list[Correction]:
+    """The labelled tasks among `tasks` (with their `annotations`), by id."""
+    found = []
+    for task in tasks:
+        annotation = choose_annotation(task.get("annotations"))
+        if annotation is not None:
+            found.append(Correction(int(task["id"]), task.get("data") or {}, annotation))
+    return sorted(found, key=lambda correction: correction.task)
+
+
+def manifest(found: Iterable[Correction]) -> dict[str, str]:
+    """Task id -> stamp of its annotation: what a training learns from, to tell later what is new."""
+    return {str(correction.task): correction.stamp for correction in found}
+
+
+def new_since(now: Mapping[str, str], then: Mapping[str, str] | None) -> int:
+    """How many tasks were labelled, or labelled anew, since the manifest `then`."""
+    return sum(then is None or then.get(task) != stamp for task, stamp in now.items())
+
+
+def held_out(project_key: str, task: int, fraction: float) -> bool:
+    """Whether a task belongs to the part that is never trained on: a stable hash, the same for every version."""
+    digest = hashlib.sha256(f"{project_key}:{task}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64 < fraction
+
+
+def class_names(controls: Sequence[Control]) -> tuple[str, ...]:
+    """The labels to learn: those of all RectangleLabels tags that the model serves, in the config's order."""
+    return tuple(dict.fromkeys(label for control in controls if not control.skip for label in control.labels))
+
+
+def class_sources(controls: Sequence[Control]) -> dict[str, str]:
+    """Label -> the class of a base model that it may start from, by `predicted_values`."""
+    return {label: names[0] for control in controls for label, names in control.predicted_values.items() if names}
+
+
+def labelled_images(
+    found: Sequence[Correction],
+    controls: Sequence[Control],
+    fetch: Callable[[str, int], Path],
+    folder: Path,
+    *,
+    on_image: Callable[[int, int], None] = lambda done, total: None,
+) -> LabelledImages:
+    """Fetch the images of the labelled tasks into `folder` and put their boxes with them.
+
+    Tags that draw on the same image contribute to one item; a task with two images gives two. Labels that the config
+    no longer has are left out, an image without boxes is kept as a negative. What could not be used is listed in
+    `.dropped`, a line each.
+
+    Args:
+        found: tasks and annotations.
+        controls: RectangleLabels tags of the present label config.
+        fetch: gives the local file of a task's URL; raises YolonasError.
+        folder: the files are linked or copied here, so that a cache may evict them.
+        on_image: is told how many of how many are done.
+    """
+    names = class_names(controls)
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = []
+    for correction in found:
+        by_value: dict[str, list[Control]] = {}
+        for control in controls:
+            value = control.task_value(correction.data)
+            if value is not None and not control.skip:
+                by_value.setdefault(value, []).append(control)
+        wanted += [
+            (correction, value, used, folder / f"{correction.task}-{number}")
+            for number, (value, used) in enumerate(by_value.items())
+        ]
+
+    def one(image_id: int, item: tuple[Correction, str, list[Control], Path]) -> LabelledImage | str:
+        correction, value, used, stem = item
+        try:
+            path = _keep(fetch(value, correction.task), stem)
+            height, width = read_image(path).shape[:2]
+        except YolonasError as error:
+            return f"task {correction.task}: {error}"
+        boxes, labels = [np.zeros((0, 4), np.float32)], []
+        for control in used:
+            more, called = boxes_from_annotation(correction.annotation["result"], control, width, height)
+            boxes.append(more)
+            labels += called
+        rows = np.concatenate(boxes)
+        return LabelledImage(
+            path=path,
+            boxes=rows,
+            labels=np.array([names.index(label) for label in labels], dtype=np.int64),
+            crowd=np.zeros(len(rows), dtype=bool),
+            width=width,
+            height=height,
+            image_id=image_id,
+        )
+
+    images, dropped = [], []
+    with ThreadPoolExecutor(_FETCHES) as pool:
+        for done, outcome in enumerate(pool.map(one, range(1, len(wanted) + 1), wanted), start=1):
+            if isinstance(outcome, str):
+                log.warning("%s", outcome)
+                dropped.append(outcome)
+            else:
+                images.append(outcome)
+            on_image(done, len(wanted))
+    return LabelledImages(names, images, dropped)
+
+
+def _keep(cached: Path, stem: Path) -> Path:
+    path = stem.with_suffix(cached.suffix)
+    if not path.exists():
+        temporary = stem.with_suffix(".part")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(cached, temporary)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(cached, temporary)
+        temporary.replace(path)
+    return path

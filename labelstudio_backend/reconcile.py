@@ -1,0 +1,339 @@
+"""Makes Label Studio's state and ours agree, in a thread of its own, outside any request.
+
+Nothing here believes an event: webhooks only say when to look. What is true is asked for by GET at the start, every
+minute, and after every job.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from labelstudio_backend.client import LabelStudio, LabelStudioError
+from labelstudio_backend.corrections import corrections, new_since
+from labelstudio_backend.jobs import Job, Jobs
+from labelstudio_backend.registry import ProjectRegistry, Registry, Version
+from labelstudio_backend.settings import Settings
+
+if TYPE_CHECKING:
+    from labelstudio_backend.service import Service
+
+log = logging.getLogger(__name__)
+
+DEBOUNCE_SECONDS = 2.0  # a burst of webhooks is looked into once
+RECOUNT_SECONDS = 600.0  # deleted annotations leave no trace in `updated_at`
+RETRY_SECONDS = 600.0  # between trainings queued by ourselves when the last one could not even pull the annotations
+TITLE_TRIES = 4
+# Label Studio waits 100 s for a /predict and the backend stops at 80 s; one chunk should stay far below both.
+CHUNK_SECONDS = 20.0
+LARGEST_CHUNK = 50
+LONGEST_WAIT = 3600.0
+
+
+@dataclass
+class _Known:
+    """What the last look at a project found; lost with the process, and found again."""
+
+    manifest: dict[str, str] = field(default_factory=dict)
+    seen: str = ""  # `updated_at` of the latest annotated task
+    counted: float = -1e9  # when the annotations were last counted from scratch
+    predicted: tuple[str, int] | None = None  # version and number of tasks that all have its predictions
+    asked: tuple[str, int] | None = None  # the same, where some tasks gave no prediction
+    failures: int = 0
+    retry: float = 0.0
+    chunk: int = 4
+    said: set[str] = field(default_factory=set)
+
+
+class Reconciler:
+    """Keeps every project in step: title := version, predictions of the version, a training every N corrections.
+
+    Args:
+        settings: train_every, reconcile_seconds.
+        registry: the projects and their versions.
+        client: of the Label Studio that the settings name; without one there is nothing to reconcile with.
+        jobs: the queue of trainings.
+        service: loads a new version before Label Studio asks for it.
+        debounce: how long a hint waits for further ones.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        client: LabelStudio,
+        jobs: Jobs,
+        service: Service | None = None,
+        *,
+        debounce: float = DEBOUNCE_SECONDS,
+    ) -> None:
+        self._settings, self._registry, self._client = settings, registry, client
+        self._jobs, self._service, self._debounce = jobs, service, debounce
+        self._known: dict[str, _Known] = {}
+        self._hinted: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._away = 0
+        self._thread = threading.Thread(target=self._loop, name="reconciler", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; a call to Label Studio that is under way is left behind."""
+        self._stopping.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=8.0)
+
+    def hint(self, project_key: str, action: str, payload: Mapping[str, Any]) -> None:
+        """A webhook came: look at the project soon. Takes no time and believes nothing of the payload."""
+        self._look(project_key, time.monotonic() + self._debounce)
+
+    def job_ended(self, job: Job) -> None:
+        """A training ended: look at its project now."""
+        self._look(job.project, time.monotonic())
+
+    def _look(self, project_key: str, when: float) -> None:
+        with self._lock:
+            self._hinted[project_key] = min(when, self._hinted.get(project_key, when))
+        self._wake.set()
+
+    def _loop(self) -> None:
+        regular = time.monotonic()
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            with self._lock:
+                due = [key for key, when in self._hinted.items() if when <= now]
+                for key in due:
+                    del self._hinted[key]
+            if now >= regular:
+                due = list(dict.fromkeys([*due, *(project.key for project in self._registry.projects())]))
+            reached = self._reconcile_all(due)
+            now = time.monotonic()
+            if due and not reached:
+                # Label Studio is away: 1, 2, 4, ... times the interval, ten minutes at most
+                self._away += 1
+                regular = now + min(self._settings.reconcile_seconds * 2 ** min(self._away - 1, 8), 600.0)
+            elif due and now >= regular:
+                regular = now + self._settings.reconcile_seconds
+            with self._lock:
+                soonest = min([regular, *self._hinted.values()])
+            self._wake.wait(max(0.05, soonest - time.monotonic()))
+            self._wake.clear()
+
+    def _reconcile_all(self, keys: list[str]) -> bool:
+        """Reconcile these projects; whether Label Studio answered at all."""
+        reached = not keys
+        for key in keys:
+            if self._stopping.is_set():
+                return True
+            try:
+                self.reconcile(key)
+                reached = True
+            except LabelStudioError as error:
+                reached = reached or error.status is not None
+                self._say(key, f"not in step with Label Studio, will look again: {error}")
+            except Exception:
+                reached = True
+                log.exception("project %s could not be reconciled; will look again", key)
+        if reached and self._away:
+            self._away = 0
+            log.info("Label Studio answers again")
+        return reached
+
+    def reconcile(self, key: str) -> None:
+        """Look at one project and do what there is to do.
+
+        Raises:
+            LabelStudioError: Label Studio did not answer, or refused.
+        """
+        project = self._registry.project(key)
+        known = self._known.setdefault(key, _Known())
+        state = self._client.get_project(project.project_id)
+        if not same_project(state, str(project.metadata().get("uid", ""))):
+            self._say(key, "Label Studio has another project under this number now; left alone")
+            return
+        if state["label_config"] != project.label_config:
+            project.update(label_config=state["label_config"])
+        self._count(project, known)
+        self._step_forward(project, known, state)
+        known.said = {line for line in known.said if not line.startswith("not in step")}
+
+    def _say(self, key: str, line: str) -> None:
+        """Log a line once, until things change."""
+        said = self._known.setdefault(key, _Known()).said
+        if line not in said:
+            said.add(line)
+            log.warning("project %s: %s", key, line)
+
+    # -- a training every N corrections --------------------------------------------------------------------------
+
+    def _count(self, project: ProjectRegistry, known: _Known) -> None:
+        every = self._settings.train_every
+        if every == 0 or self._jobs.find(project.key, states=("queued", "running")):
+            return
+        fresh = time.monotonic() - known.counted > RECOUNT_SECONDS
+        filters = []
+        if not fresh and known.seen:
+            item = "filter:tasks:updated_at"
+            filters.append({"filter": item, "operator": "greater_or_equal", "type": "Datetime", "value": known.seen})
+        if fresh:
+            known.manifest = {}
+        tasks = list(self._client.iter_tasks(project.project_id, only_annotated=True, filters=filters))
+        known.manifest |= {str(c.task): c.stamp for c in corrections(tasks)}
+        known.seen = max([known.seen, *(task["updated_at"] for task in tasks)])
+        if fresh:
+            known.counted = time.monotonic()
+        earlier = self._jobs.find(project.key)
+        learnt = next((job.manifest for job in reversed(earlier) if job.manifest is not None), None)
+        count = new_since(known.manifest, learnt)
+        if count < every:
+            return
+        if earlier and earlier[-1].manifest is None and time.time() - earlier[-1].created < RETRY_SECONDS:
+            return
+        job = self._jobs.enqueue(project.key, f"{count} newly corrected tasks")
+        log.info("project %s: %d newly corrected tasks, training queued as job %d", project.key, count, job)
+
+    # -- the title, then the predictions ---------------------------------------------------------------------------
+
+    def _step_forward(self, project: ProjectRegistry, known: _Known, state: Mapping[str, Any]) -> None:
+        version = project.current()
+        rows = self._client.ml_backends(project.project_id)
+        names = {v.name for v in project.versions()}
+        row = next((row for row in rows if row.get("model_version") in names or row.get("title") in names), None)
+        if row is None:
+            self._say(project.key, "no backend of this project in Label Studio answers with one of our versions")
+            return
+        if row["title"] != version.name:
+            if self._service is not None:
+                self._service.preload(project.key)
+            row = self._retitle(project, row, version)
+        if row["title"] != version.name:
+            raise LabelStudioError(f"the title of backend {row['id']} stays {row['title']!r}, not {version.name!r}")
+        self._follow(project, names, row, version)
+        if not version.trained:
+            return  # boxes of the start weights come when somebody asks for them
+        if rows[0]["id"] != row["id"]:
+            self._say(project.key, "another backend comes first, and Label Studio predicts in batches with the first")
+        elif row.get("state") in ("DI", "ER"):
+            self._say(
+                project.key, f"Label Studio cannot reach this backend at {row['url']}: {row.get('error_message')}"
+            )
+        else:
+            self._predict_again(project, known, version, int(state["task_number"]))
+
+    def _retitle(self, project: ProjectRegistry, row: dict[str, Any], version: Version) -> dict[str, Any]:
+        """Title := version, read back, again where something else was saved over it.
+
+        While `POST /api/ml/ID/train` or a batch prediction runs, Label Studio holds the whole row and saves it at the
+        end, old title included.
+        """
+        for attempt in range(TITLE_TRIES):
+            self._client.patch_ml_backend(row, title=version.name)
+            if self._stopping.wait(0.5 * attempt):
+                return row
+            rows = self._client.ml_backends(project.project_id)
+            row = next((other for other in rows if other["id"] == row["id"]), row)
+            if row["title"] == version.name:
+                log.info("project %s: the title of backend %s is now %s", project.key, row["id"], version.name)
+                return row
+        return row
+
+    def _follow(self, project: ProjectRegistry, names: set[str], row: dict[str, Any], version: Version) -> None:
+        """See that project.model_version is the version, unless somebody chose other predictions by hand."""
+        shown = self._client.get_project(project.project_id).get("model_version")
+        if shown == version.name:
+            return
+        if shown and shown not in names:
+            self._say(project.key, f"shows the predictions {shown!r} by choice, not this backend's")
+            return
+        self._client.patch_project(project.project_id, model_version=version.name)
+        shown = self._client.get_project(project.project_id).get("model_version")
+        if shown != version.name:
+            raise LabelStudioError(f"project.model_version stays {shown!r}, not {version.name!r}")
+
+    def _predict_again(self, project: ProjectRegistry, known: _Known, version: Version, task_number: int) -> None:
+        """Have Label Studio ask for the predictions that this version has not given yet, in chunks."""
+        goal = (version.name, task_number)
+        if known.predicted == goal or (known.asked == goal and time.monotonic() < known.retry):
+            return
+        missing = self._missing(project, version)
+        if known.asked != goal:
+            known.failures = 0
+        before, began = len(missing), time.monotonic()
+        position = 0
+        while position < len(missing):
+            if self._stopping.is_set() or project.current().name != version.name:
+                return
+            chunk = missing[position : position + known.chunk]
+            started = time.monotonic()
+            try:
+                self._client.retrieve_predictions(project.project_id, chunk)
+            except LabelStudioError:
+                known.chunk = max(1, known.chunk // 2)
+                raise
+            position += len(chunk)
+            seconds = max(time.monotonic() - started, 0.1)
+            known.chunk = max(1, min(LARGEST_CHUNK, known.chunk * 2, int(len(chunk) * CHUNK_SECONDS / seconds)))
+        # "Retrieved N predictions" is also said when the backend failed.
+        left = self._missing(project, version) if missing else []
+        self._drop_twins(project, version, task_number - len(left))
+        if before:
+            log.info(
+                "project %s: %d of %d tasks predicted with %s in %.0f s",
+                project.key,
+                before - len(left),
+                before,
+                version.name,
+                time.monotonic() - began,
+            )
+        known.asked, known.predicted = goal, None if left else goal
+        if left:
+            known.failures += 1
+            known.retry = time.monotonic() + min(60.0 * 2 ** min(known.failures - 1, 10), LONGEST_WAIT)
+
+    def _drop_twins(self, project: ProjectRegistry, version: Version, predicted: int) -> None:
+        """Delete second predictions of one version for a task.
+
+        They come where a person opens a task while the batch that holds it is under way: Label Studio asks twice.
+        """
+        if self._client.model_versions(project.project_id).get(version.name, 0) <= predicted:
+            return
+        seen: set[int] = set()
+        for prediction in sorted(self._client.predictions(project.project_id), key=lambda found: int(found["id"])):
+            if prediction["model_version"] == version.name:
+                if prediction["task"] in seen:
+                    self._client.delete_prediction(int(prediction["id"]))
+                seen.add(prediction["task"])
+
+    def _missing(self, project: ProjectRegistry, version: Version) -> list[int]:
+        """Tasks without a prediction of this version, those without labels first."""
+        filters = []
+        longer = any(v.name != version.name and v.name.startswith(version.name) for v in project.versions())
+        if not longer:  # the filter looks for a part of the name: v1 would find v10 too
+            item = "filter:tasks:predictions_model_versions"
+            filters.append({"filter": item, "operator": "not_contains", "type": "List", "value": [version.name]})
+        fields = "all" if longer else "task_only"
+        missing = []
+        for task in self._client.iter_tasks(project.project_id, filters=filters, fields=fields):
+            given = {p.get("model_version") for p in task.get("predictions") or ()} if longer else set()
+            if version.name not in given:
+                missing.append((bool(task.get("is_labeled")), int(task["id"])))
+        return [task for _, task in sorted(missing)]
+
+
+def same_project(state: Mapping[str, Any], uid: str) -> bool:
+    """Whether what Label Studio answers for a project is the project "ID.timestamp": ids repeat after a reinstall."""
+    try:
+        created = int(datetime.fromisoformat(str(state["created_at"])).timestamp())
+    except (KeyError, ValueError):
+        return False
+    return uid == f"{state.get('id')}.{created}"

@@ -1,0 +1,76 @@
+"""A project to try the loop on: drawn images of metal parts, some of them labelled from their ground truth."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from labelstudio_backend.client import LabelStudio
+from yolonas.data.labelled import LabelledImage, LabelledImages
+
+TITLE = "Parts (sample of yolonas)"
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#46f0f0", "#f032e6", "#bcf60c")
+_UPLOADS = 20  # files in one request
+
+
+def label_config(names: Sequence[str], **attributes: str) -> str:
+    """A label config with one RectangleLabels tag `label` on one Image; `attributes` go on the tag."""
+    extra = "".join(f' {name}="{value}"' for name, value in attributes.items())
+    labels = "".join(
+        f'    <Label value="{name}" background="{COLOURS[n % len(COLOURS)]}"/>\n' for n, name in enumerate(names)
+    )
+    return (
+        '<View>\n  <Image name="image" value="$image" zoom="true"/>\n'
+        f'  <RectangleLabels name="label" toName="image"{extra}>\n{labels}  </RectangleLabels>\n</View>\n'
+    )
+
+
+def upload(client: LabelStudio, project: int, data: LabelledImages) -> list[int]:
+    """Upload the images, one task each; returns the task of every image, in the order of the images."""
+    for start in range(0, len(data), _UPLOADS):
+        part = data.images[start : start + _UPLOADS]
+        client.upload_files(project, [(image.path.name, image.path.read_bytes()) for image in part])
+    # Label Studio stores "<8 hex digits>-<name>".
+    by_name = {
+        str(task["data"]["image"]).rpartition("/")[2].partition("-")[2]: int(task["id"])
+        for task in client.iter_tasks(project, fields="task_only")
+    }
+    return [by_name[image.path.name] for image in data.images]
+
+
+def annotate(client: LabelStudio, task: int, image: LabelledImage, names: Sequence[str], **values: Any) -> None:
+    """Submit an image's true boxes as an annotation of the task; `values` go to the API with it."""
+    client.create_annotation(task, regions(image, names), **values)
+
+
+def regions(image: LabelledImage, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The boxes of an image as Label Studio's regions, percent of the image."""
+    size = np.array([image.width, image.height, image.width, image.height], dtype=np.float64)
+    found = []
+    for box, label in zip(image.boxes.astype(np.float64) * 100 / size, image.labels.tolist(), strict=True):
+        x, y, right, bottom = (float(v) for v in box)
+        value = {"x": x, "y": y, "width": right - x, "height": bottom - y, "rotation": 0}
+        found.append(
+            {
+                "id": uuid.uuid4().hex[:10],
+                "type": "rectanglelabels",
+                "from_name": "label",
+                "to_name": "image",
+                "original_width": image.width,
+                "original_height": image.height,
+                "image_rotation": 0,
+                "value": {**value, "rectanglelabels": [names[label]]},
+            }
+        )
+    return found
+
+
+def connect(client: LabelStudio, project: int, url: str) -> dict[str, Any]:
+    """Connect the backend at `url` to a project under its version as title; returns Label Studio's row of it."""
+    client.add_ml_backend(project, url, title="yolonas")
+    row = next(row for row in client.ml_backends(project) if row["url"].rstrip("/") == url.rstrip("/"))
+    # Only with title == version does Label Studio order tasks by the scores of this backend's predictions.
+    return client.patch_ml_backend(row, title=row["model_version"])

@@ -1,0 +1,377 @@
+"""Tasks in, predictions out: batching, isolation of failures, deadlines, and the models that are in memory."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from labelstudio_backend.media import MediaCache, MediaError, brief
+from labelstudio_backend.models import Load, Model, Models
+from labelstudio_backend.registry import ProjectRegistry, Registry, RegistryError, Version, project_key
+from labelstudio_backend.settings import UNTRAINED, Settings
+from yolonas.errors import DataError, YolonasError
+from yolonas.labelstudio import Control, LabelConfigError, map_labels, parse_label_config, task_score, to_regions
+
+if TYPE_CHECKING:
+    from yolonas.inference.detections import Detections
+
+logger = logging.getLogger(__name__)
+
+FETCHERS = 8  # threads that fetch and decode images while the model runs
+REASONS = 10  # of failed tasks, logged for one request
+
+
+class BadRequestError(YolonasError):
+    """A request whose body is not what Label Studio sends."""
+
+
+@dataclass
+class _Image:
+    """One picture of one task: several controls may look at it."""
+
+    task: int  # index in the request
+    value: str
+    controls: list[int] = field(default_factory=list)
+
+
+class Service:
+    """Answers /setup, /predict and /versions. Thread-safe; only predict() and preload() ever wait for a model."""
+
+    def __init__(self, settings: Settings, registry: Registry, media: MediaCache, *, load: Load | None = None) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.media = media
+        self.models = Models(settings, load)
+        self._running = threading.Lock()  # one forward pass at a time: more would only share the same cores
+        self._fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
+        self._told: dict[str, str] = {}
+        self._closing = False
+
+    def close(self) -> None:
+        """Stop the threads; a request that is being worked on ends after its batch."""
+        self._closing = True
+        self.models.close()
+        self._fetchers.shutdown(wait=False, cancel_futures=True)
+
+    def preload(self, key: str, seconds: float = 600.0) -> None:
+        """Load a project's current version now, so that the first request under it is quick."""
+        self.models.get(self.registry.project(key).current(), time.monotonic() + seconds)
+
+    def warm(self) -> None:
+        """Start loading what the known projects serve, in the background; what cannot be loaded is logged now."""
+
+        def log(future: Future[Model]) -> None:
+            if not future.cancelled() and (error := future.exception()) is not None:
+                logger.error("%s", error)
+
+        recent = sorted(self.registry.projects(), key=lambda project: project.seen_at(), reverse=True)
+        for project in recent[: self.settings.loaded_models]:
+            with contextlib.suppress(RegistryError):
+                self.models.start_loading(project.current()).add_done_callback(log)
+
+    # -- /setup, /versions -------------------------------------------------------------------------------------
+
+    def setup(self, body: Mapping[str, Any]) -> dict[str, str]:
+        """Make the project known and name its current version; loads nothing. Raises BadRequestError, RegistryError."""
+        uid, hostname, schema = body.get("project"), body.get("hostname"), body.get("schema")
+        if not isinstance(uid, str) or not isinstance(hostname, str | None) or not isinstance(schema, str | None):
+            raise BadRequestError('/setup needs the texts "project" ("ID.timestamp"), "hostname" and "schema"')
+        project = self._register(hostname or "", uid, schema)
+        controls = self._controls(project, schema if schema is not None else project.label_config)
+        version = project.ensure_start(self.settings.weights, _labels(controls))
+        self._tell_mapping(project, version, controls)
+        return {"model_version": version.name}
+
+    def versions(self) -> dict[str, list[str]]:
+        """All versions of all projects; Label Studio names no project when it asks."""
+        return {"versions": [version.name for project in self.registry.projects() for version in project.versions()]}
+
+    def project_of(self, payload: Mapping[str, Any]) -> ProjectRegistry | None:
+        """The project that a webhook is about, None where it is not known; keeps its label config up to date."""
+        about = payload.get("project")
+        if not isinstance(about, Mapping):
+            return None
+        try:
+            created = datetime.fromisoformat(str(about.get("created_at")))
+        except ValueError:
+            return None
+        project = self.registry.find(f"{about.get('id')}.{int(created.timestamp())}")
+        label_config = about.get("label_config")
+        if project is not None and isinstance(label_config, str) and label_config != project.label_config:
+            try:
+                project.update(label_config=label_config)
+            except OSError as error:
+                logger.error("project %s: its label config could not be kept (%s)", project.key, error)
+        return project
+
+    def _register(self, hostname: str, uid: str, schema: str | None) -> ProjectRegistry:
+        try:
+            key = project_key(hostname, uid)
+        except ValueError as error:
+            raise BadRequestError(str(error)) from None
+        try:
+            project = self.registry.register(hostname, uid, schema)
+            project.touch()
+        except OSError as error:  # a full disk: what is known goes on serving
+            logger.error("project %s: its state could not be written (%s); free some disk space", key, error)
+            project = self.registry.project(key)
+        return project
+
+    def _controls(self, project: ProjectRegistry, label_config: str | None) -> list[Control]:
+        """The rectangle tags of the label config that want predictions; none, logged, where there is nothing to do."""
+        try:
+            controls = [c for c in parse_label_config(label_config or "<View/>") if c.labels and not c.skip]
+        except LabelConfigError as error:
+            self._tell(project.key, f"no predictions: {error}")
+            return []
+        if not controls:
+            wanted = '<RectangleLabels> with labels on an <Image value="$...">'
+            self._tell(project.key, f"no predictions: the label config has no {wanted}")
+        return controls
+
+    def _tell_mapping(self, project: ProjectRegistry, version: Version, controls: list[Control]) -> None:
+        """Log, once for each change, which classes of the model become which labels, as far as they are known."""
+        names = self.models.names(version)
+        if not controls or names is None:
+            return
+        lines = []
+        for control in controls:
+            mapping = map_labels(control, names, own=_own(version))
+            sources: dict[str, list[str]] = {}
+            for index, label in mapping.to_label.items():
+                sources.setdefault(label, []).append(names[index])
+            known = ", ".join(f"{label} <- {' + '.join(classes)}" for label, classes in sources.items())
+            text = f"<{control.from_name}> {known or 'no label is known to the model'}"
+            if mapping.unmatched:
+                text += f"; not predicted: {', '.join(mapping.unmatched)}"
+                if not _own(version):
+                    text += ' (no class of that name; predicted_values="..." on the Label names other classes)'
+            lines.append(text)
+        self._tell(project.key, f"serves {version.name}: {'; '.join(lines)}")
+
+    def _tell(self, key: str, message: str) -> None:
+        """Log what concerns a project, once for as long as it stays so."""
+        if self._told.get(key) != message:
+            self._told[key] = message
+            logger.info("project %s: %s", key, message)
+
+    # -- /predict ----------------------------------------------------------------------------------------------
+
+    def predict(self, body: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Predictions of the tasks, in order, one element for each, whatever happens.
+
+        An element is a prediction, whose `result` is empty when the model looked and found nothing, or `[]` when the
+        task failed or was not reached in `predict_seconds`: Label Studio then asks again later. Raises BadRequestError.
+        """
+        deadline = time.monotonic() + self.settings.predict_seconds
+        tasks, uid, label_config = body.get("tasks"), body.get("project"), body.get("label_config")
+        if not isinstance(tasks, list) or not all(isinstance(task, Mapping) for task in tasks):
+            raise BadRequestError('/predict needs "tasks", a list of objects')
+        if not isinstance(uid, str) or not isinstance(label_config, str | None):
+            raise BadRequestError('/predict needs the texts "project" ("ID.timestamp") and "label_config"')
+        try:
+            project = self.registry.find(uid)
+            if project is None:  # interactive requests come without a /setup before them
+                project = self._register(self.settings.label_studio_url, uid, label_config)
+            return {"results": self._predict(project, tasks, label_config, deadline)}
+        except BadRequestError:
+            raise
+        except YolonasError as error:
+            logger.error("project %s: no predictions: %s", uid, error)
+        except Exception:
+            logger.exception("project %s: no predictions", uid)
+        return {"results": [[] for _ in tasks]}
+
+    def _predict(
+        self, project: ProjectRegistry, tasks: list[Mapping[str, Any]], label_config: str | None, deadline: float
+    ) -> list[Any]:
+        results: list[Any] = [[] for _ in tasks]
+        controls = self._controls(project, label_config if label_config is not None else project.label_config)
+        if not controls or not tasks:
+            return results
+        try:
+            version = project.current()
+        except RegistryError:  # no /setup yet
+            version = project.ensure_start(self.settings.weights, _labels(controls))
+        model = self.models.get(version, deadline)
+        self._tell_mapping(project, version, controls)
+        maps = [map_labels(control, model.names, own=_own(version)) for control in controls]
+        if not any(label_map.to_label for label_map in maps):
+            return results
+        reasons: dict[int, str] = {}
+        images = _images(tasks, controls, reasons)
+        regions: dict[int, list[dict[str, Any]]] = {index: [] for index in range(len(tasks))}
+        hostname = str(project.metadata().get("hostname", ""))
+        for image, outcome in self._detect(model, controls, images, tasks, hostname, deadline):
+            if isinstance(outcome, str):
+                reasons.setdefault(image.task, outcome)
+                continue
+            for index in image.controls:
+                threshold = _threshold(controls[index], model)
+                regions[image.task] += to_regions(outcome, controls[index], maps[index], score_threshold=threshold)
+        for index in range(len(tasks)):
+            if index in reasons:
+                continue
+            score = task_score(region["score"] for region in regions[index])
+            results[index] = {"model_version": version.name, "score": score, "result": regions[index]}
+        self._report(project, version, tasks, reasons, results)
+        return results
+
+    def _detect(
+        self,
+        model: Model,
+        controls: list[Control],
+        images: list[_Image],
+        tasks: list[Mapping[str, Any]],
+        hostname: str,
+        deadline: float,
+    ) -> Iterator[tuple[_Image, Detections | str]]:
+        """Detections of each image, or the reason why there are none, in batches, until the deadline."""
+        conf = min(_threshold(control, model) for control in controls)
+        batch_size, slowest = self.settings.batch, 0.0
+        queue: deque[tuple[_Image, Future[np.ndarray]]] = deque()
+        rest = iter(images)
+        try:
+            while True:
+                if time.monotonic() > deadline or self._closing:
+                    yield from ((image, self._late()) for image in [*(image for image, _ in queue), *rest])
+                    return
+                # fetched ahead, but not far: a photograph of 12 megapixels takes 36 MB
+                while len(queue) < batch_size + FETCHERS // 2 and (image := next(rest, None)) is not None:
+                    queue.append((image, self._fetchers.submit(self._read, image.value, tasks[image.task], hostname)))
+                if not queue:
+                    return
+                batch: list[_Image] = []
+                pixels: list[np.ndarray] = []
+                while queue and len(batch) < batch_size:
+                    image, future = queue.popleft()
+                    try:
+                        pixels.append(future.result(timeout=max(0.0, deadline - time.monotonic())))
+                        batch.append(image)
+                    except TimeoutError:
+                        future.cancel()
+                        yield image, self._late()
+                    except YolonasError as error:
+                        yield image, str(error)
+                    except Exception as error:
+                        logger.exception("task %s: its image could not be read", tasks[image.task].get("id"))
+                        yield image, f"its image could not be read ({type(error).__name__}: {error})"
+                if not batch:
+                    continue
+                if not self._running.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                    for image in batch:
+                        yield image, self._late()
+                    continue
+                try:
+                    begin = time.monotonic()
+                    if begin + slowest > deadline:
+                        outcomes: Sequence[Detections | str] = [self._late()] * len(batch)
+                    else:
+                        outcomes = self._forward(model, pixels, conf)
+                        slowest = max(slowest, time.monotonic() - begin)
+                finally:
+                    self._running.release()
+                yield from zip(batch, outcomes, strict=True)
+        finally:
+            for _, future in queue:
+                future.cancel()
+
+    def _forward(self, model: Model, pixels: list[np.ndarray], conf: float) -> Sequence[Detections | str]:
+        """One batch through the model; where it fails, image by image, so that a bad one costs only itself."""
+        options: dict[str, Any] = {
+            "conf": conf,
+            "iou": self.settings.iou or None,
+            "max_det": self.settings.max_detections,
+        }
+        try:
+            outcomes = model.predict_batch(pixels, **options, batch=self.settings.batch)
+            if len(outcomes) == len(pixels):
+                return outcomes
+            raise RuntimeError(f"{len(outcomes)} detections for {len(pixels)} images")
+        except Exception as error:
+            logger.exception("a batch of %d images failed", len(pixels))
+            if len(pixels) == 1:
+                return [f"the model failed on its image ({type(error).__name__}: {error})"]
+        return [outcome for image in pixels for outcome in self._forward(model, [image], conf)]
+
+    def _read(self, value: str, task: Mapping[str, Any], hostname: str) -> np.ndarray:
+        """The pixels of a task's image, uint8 RGB [h, w, 3], EXIF-transposed."""
+        from yolonas.inference.sources import read_image
+
+        identifier = task.get("id")
+        task_id = identifier if isinstance(identifier, int) else None
+        try:
+            content = self.media.fetch(value, task_id=task_id, hostname=hostname).read_bytes()
+        except FileNotFoundError:  # evicted between the two calls
+            content = self.media.fetch(value, task_id=task_id, hostname=hostname).read_bytes()
+        try:
+            return read_image(content)
+        except DataError as error:
+            self.media.forget(value)  # so that a mended file is seen
+            raise MediaError(f"{brief(value)} {str(error).removeprefix('<bytes> ')}") from None
+
+    def _late(self) -> str:
+        return f"not reached in {self.settings.predict_seconds:g} s (YOLONAS_PREDICT_SECONDS); it will be asked again"
+
+    def _report(
+        self,
+        project: ProjectRegistry,
+        version: Version,
+        tasks: list[Mapping[str, Any]],
+        reasons: dict[int, str],
+        results: list[Any],
+    ) -> None:
+        done = sum(isinstance(result, dict) for result in results)
+        logger.info("project %s: %d of %d tasks predicted by %s", project.key, done, len(tasks), version.name)
+        grouped: dict[str, list[str]] = {}
+        for index, reason in sorted(reasons.items()):
+            grouped.setdefault(reason, []).append(str(tasks[index].get("id")))
+        for reason, numbers in list(grouped.items())[:REASONS]:
+            more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
+            logger.warning(
+                "project %s: no prediction for task %s%s: %s", project.key, ", ".join(numbers[:5]), more, reason
+            )
+        if len(grouped) > REASONS:
+            logger.warning("project %s: and %d more reasons like these", project.key, len(grouped) - REASONS)
+
+
+def _own(version: Version) -> bool:
+    """Whether the version's classes are the project's labels."""
+    return version.trained or version.weights == UNTRAINED
+
+
+def _labels(controls: list[Control]) -> list[str]:
+    return list(dict.fromkeys(label for control in controls for label in control.labels))
+
+
+def _threshold(control: Control, model: Model) -> float:
+    return model.checkpoint.conf if control.score_threshold is None else control.score_threshold
+
+
+def _images(tasks: list[Mapping[str, Any]], controls: list[Control], reasons: dict[int, str]) -> list[_Image]:
+    """The pictures to look at; a task without one gets its reason into `reasons`."""
+    images: list[_Image] = []
+    for index, task in enumerate(tasks):
+        data = task.get("data")
+        found: dict[str, _Image] = {}
+        for number, control in enumerate(controls):
+            value = control.task_value(data) if isinstance(data, Mapping) else None
+            if value is None:
+                reasons[index] = (
+                    f'its data has no text under "{control.data_key}", where the label config looks for the image'
+                )
+                break
+            found.setdefault(value, _Image(index, value)).controls.append(number)
+        else:
+            images += found.values()
+    return images

@@ -1,0 +1,114 @@
+"""Environment variables `YOLONAS_*` -> typed settings."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+UNTRAINED = "untrained-n"
+
+
+def default_state_dir() -> Path:
+    """`$XDG_DATA_HOME/yolonas`, by default `~/.local/share/yolonas`."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "yolonas"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, each as an environment variable `YOLONAS_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix="YOLONAS_", extra="ignore", validate_default=True)
+
+    state_dir: Path = Field(
+        default_factory=default_state_dir, description="Folder of versions, jobs and cached images."
+    )
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 lets other machines in.")
+    port: int = Field(default=9090, ge=0, le=65535, description="Port to listen on.")
+    weights: str = Field(
+        default="auto",
+        description="What a new project starts from: a checkpoint file, the name of published weights, `untrained-n`, "
+        "or `auto` (yolo_nas_s_coco where it can be had, else untrained-n).",
+    )
+    device: str = Field(default="auto", description="Device of the models: auto, cpu, cuda, cuda:1.")
+
+    label_studio_url: str = Field(
+        default="", description="Where this backend reaches Label Studio, with a sub-path if any."
+    )
+    label_studio_token: SecretStr | None = Field(
+        default=None,
+        description="Personal access token or legacy token of Label Studio; without it no uploads and no training.",
+    )
+
+    predict_seconds: float = Field(
+        default=80.0, gt=0, description="Time for one /predict; Label Studio gives up after 100 s."
+    )
+    batch: int = Field(default=8, ge=1, description="Images in one forward pass.")
+    max_detections: int = Field(default=300, ge=1, description="Most boxes on one image.")
+    iou: float = Field(default=0.0, ge=0, le=1, description="IoU threshold of NMS; 0 means the checkpoint's own.")
+    loaded_models: int = Field(
+        default=3, ge=1, description="Models kept in memory, the least recently used goes first."
+    )
+
+    media_hosts: str = Field(
+        default="",
+        description="Further hosts images may be fetched from, by commas (`images.example.org,cdn.example.org:8443`).",
+    )
+    media_cache_bytes: int = Field(default=2 * 1024**3, ge=0, description="Bound of the cache of fetched images.")
+    media_max_bytes: int = Field(default=100 * 1024**2, ge=1, description="An image file larger than this is refused.")
+    media_seconds: float = Field(default=20.0, gt=0, description="Time-out of one image download.")
+
+    train_every: int = Field(
+        default=20, ge=0, description="Start a training after this many newly corrected tasks; 0: never."
+    )
+    train_minutes: float = Field(default=10.0, gt=0, description="Time budget of one training.")
+    held_out: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        description="Part of the labelled tasks kept out of training, to judge a new version by.",
+    )
+    parallel_jobs: int = Field(
+        default=1, ge=1, description="Trainings at a time over all projects; one project has one."
+    )
+    image_size: int = Field(
+        default=640, ge=32, multiple_of=32, description="Side of the square canvas that trainings use."
+    )
+    reconcile_seconds: float = Field(
+        default=60.0, gt=0, description="How often the state is compared with Label Studio's."
+    )
+
+    @field_validator("state_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @field_validator("label_studio_url")
+    @classmethod
+    def _plain_url(cls, value: str) -> str:
+        value = value.strip().rstrip("/")
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError(f"label_studio_url is {value!r}; give it with its scheme, like http://localhost:8080")
+        return value
+
+    @field_validator("label_studio_token")
+    @classmethod
+    def _stripped_token(cls, value: SecretStr | None) -> SecretStr | None:
+        text = value.get_secret_value().strip() if value is not None else ""
+        return SecretStr(text) if text else None
+
+    @property
+    def token(self) -> str | None:
+        """The token in the clear; never log it."""
+        return self.label_studio_token.get_secret_value() if self.label_studio_token is not None else None
+
+    @property
+    def can_train(self) -> bool:
+        """Whether annotations can be read: the URL and a token of Label Studio are set."""
+        return bool(self.label_studio_url and self.label_studio_token)
+
+    @property
+    def extra_media_hosts(self) -> frozenset[str]:
+        """`media_hosts` as lower-case `host` or `host:port` entries."""
+        return frozenset(host.strip().lower() for host in self.media_hosts.split(",") if host.strip())

@@ -1,0 +1,241 @@
+"""`yolonas-labelstudio up`: Label Studio, the backend and a sample project on this machine, with one command."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import webbrowser
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import click
+
+from labelstudio_backend import local_label_studio, sample_project
+from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.jobs import Job, JobRunner, Jobs
+from labelstudio_backend.local_label_studio import Account, Process
+from labelstudio_backend.settings import UNTRAINED, default_state_dir
+from yolonas.errors import YolonasError
+
+PORT, BACKEND_PORT = 8080, 9090
+SAMPLE_IMAGES = 36
+LABELLED_IMAGES = 20
+TRAIN_MINUTES = 3.0
+SERVE_SECONDS = 180.0  # importing torch on a slow disk takes a while
+
+
+@click.command()
+@click.option(
+    "--dir",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where everything is kept, for the next time too.  [default: ~/.local/share/yolonas/up]",
+)
+@click.option("--port", type=int, help=f"Port of Label Studio.  [default: {PORT}, or a free one]")
+@click.option("--backend-port", type=int, help=f"Port of the backend.  [default: {BACKEND_PORT}, or a free one]")
+@click.option("--weights", default="auto", show_default=True, help="What to start from, as for `serve`.")
+@click.option("--no-browser", is_flag=True, help="Do not open a browser window.")
+def up(folder: Path | None, port: int | None, backend_port: int | None, weights: str, no_browser: bool) -> None:
+    """Run Label Studio, the backend and a sample project on this machine, until Ctrl-C.
+
+    The first start installs Label Studio in an environment of its own (1 GB, a few minutes). The next one finds its
+    projects, labels and versions again.
+    """
+    with _until_told(), ExitStack() as stack:
+        try:
+            _Up(folder or default_state_dir() / "up", stack).run(port, backend_port, weights, not no_browser)
+        except KeyboardInterrupt:
+            click.echo("\nStopping Label Studio and the backend ...")
+    click.echo("All stopped.")
+
+
+@contextmanager
+def _until_told() -> Iterator[None]:
+    """SIGTERM and a closed terminal end the command as Ctrl-C does, once; while stopping they are not heard."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for name in signals:
+            signal.signal(name, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {name: signal.signal(name, interrupt) for name in signals}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+class _Up:
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self.stack = folder.absolute(), stack
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.account = Account.of(self.folder)
+        self.state_path = self.folder / "up.json"
+        stack.enter_context(self._alone())
+        self.state: dict[str, Any] = json.loads(self.state_path.read_text()) if self.state_path.exists() else {}
+
+    @contextmanager
+    def _alone(self) -> Iterator[IO[str]]:
+        with (self.folder / "up.lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise YolonasError(
+                    f"{self.folder} is in use by another `up`; stop that one or give another --dir."
+                ) from None
+            yield lock
+
+    def _remember(self, **values: Any) -> None:
+        self.state |= values
+        temporary = self.state_path.with_suffix(".part")
+        temporary.write_text(json.dumps(self.state))
+        temporary.replace(self.state_path)
+
+    def run(self, port: int | None, backend_port: int | None, weights: str, browser: bool) -> None:
+        """Start everything and wait for Ctrl-C."""
+        from labelstudio_backend.registry import choose_weights
+
+        # The port belongs to the address under which the backend knows the projects: it stays.
+        self._remember(port=_port(port or self.state.get("port"), PORT, "Label Studio", "--port"))
+        backend = _port(backend_port, self.state.get("backend_port", BACKEND_PORT), "the backend", "--backend-port")
+        self._remember(backend_port=backend)
+        local_label_studio.install(click.echo)
+        chosen, sentence = choose_weights(weights)
+        click.echo(f"New projects start from {sentence}.")
+        url = f"http://127.0.0.1:{self.state['port']}"
+        click.echo(f"Starting Label Studio at {url}" + (" (the first start takes a minute)" if self._is_new() else ""))
+        studio = local_label_studio.start(self.folder / "label-studio", self.state["port"], self.account)
+        self.stack.callback(studio.stop)
+        click.echo("Starting the backend")
+        server = self._serve(url, chosen)
+        with LabelStudio(url, self.account.token) as client:
+            row = self._project(client)
+        self._say_what_next(url, row)
+        if browser:
+            webbrowser.open(self._project_url(url))
+        self._watch([studio, server])
+
+    def _is_new(self) -> bool:
+        return not (self.folder / "label-studio").exists()
+
+    def _serve(self, url: str, weights: str) -> Process:
+        """The backend as a process."""
+        state_dir = self.folder / "backend"
+        environment = {
+            "YOLONAS_TRAIN_MINUTES": str(TRAIN_MINUTES),
+            "YOLONAS_TRAIN_EVERY": "8",
+            **({"YOLONAS_IMAGE_SIZE": "320"} if weights == UNTRAINED else {}),
+            **os.environ,
+            "YOLONAS_STATE_DIR": str(state_dir),
+            "YOLONAS_HOST": "127.0.0.1",
+            "YOLONAS_PORT": str(self.state["backend_port"]),
+            "YOLONAS_WEIGHTS": weights,
+            "YOLONAS_LABEL_STUDIO_URL": url,
+            "YOLONAS_LABEL_STUDIO_TOKEN": self.account.token,
+        }
+        command = [sys.executable, "-m", "labelstudio_backend.cli", "serve"]
+        # Should the backend not end in time, its trainings, which have sessions of their own, are ended here.
+        self.stack.callback(JobRunner(Jobs(state_dir / "jobs.sqlite")).stop)
+        server = Process("The backend", command, environment, self.folder / "backend.log")
+        self.stack.callback(server.stop, 45.0)
+        server.wait_until(lambda: local_label_studio.answers(f"{self._backend_url()}/health"), SERVE_SECONDS)
+        return server
+
+    def _backend_url(self) -> str:
+        return f"http://127.0.0.1:{self.state['backend_port']}"
+
+    def _project_url(self, url: str) -> str:
+        return f"{url}/projects/{self.state['project']}/data"
+
+    # -- the sample project ----------------------------------------------------------------------------------------
+
+    def _project(self, client: LabelStudio) -> dict[str, Any]:
+        """The sample project and Label Studio's row of the backend in it, made where they are not there yet."""
+        known = {project["id"] for project in client.projects()}
+        if self.state.get("project") not in known:
+            self._remember(project=self._make_project(client))
+        project = int(self.state["project"])
+        rows = client.ml_backends(project)
+        if not rows:
+            row = sample_project.connect(client, project, self._backend_url())
+            if not self.state.get("trained"):
+                client.train(row["id"])
+                self._remember(trained=True)
+            return row
+        row = rows[0]
+        if row["url"].rstrip("/") != self._backend_url():  # another port than the last time
+            for webhook in client.webhooks(project):
+                if webhook["url"].startswith(row["url"].rstrip("/")):
+                    client.patch_webhook(webhook["id"], url=f"{self._backend_url()}/webhook")
+            client.patch_ml_backend({**row, "url": self._backend_url()})
+        return row
+
+    def _make_project(self, client: LabelStudio) -> int:
+        from yolonas.data.samples import generate
+
+        click.echo(f"Drawing {SAMPLE_IMAGES} sample images and making a project of them")
+        data = generate(self.folder / "images", SAMPLE_IMAGES)
+        project = client.create_project(sample_project.TITLE, sample_project.label_config(data.names))
+        tasks = sample_project.upload(client, project["id"], data)
+        # The last ones are labelled, so that the person begins with what is left at the top of the list.
+        for task, image in list(zip(tasks, data.images, strict=True))[-LABELLED_IMAGES:]:
+            sample_project.annotate(client, task, image, data.names)
+        return int(project["id"])
+
+    # -- what the person sees --------------------------------------------------------------------------------------
+
+    def _say_what_next(self, url: str, row: dict[str, Any]) -> None:
+        model = f"{url}/projects/{self.state['project']}/settings/ml"
+        click.echo(
+            f"\n  Label Studio   {self._project_url(url)}\n"
+            f"  Login          {self.account.email}\n"
+            f"  Password       {self.account.password}\n\n"
+            f"  1. Log in. {LABELLED_IMAGES} of {SAMPLE_IMAGES} images are labelled, and a first training learns from\n"
+            f"     them; its progress is shown here. Then every image gets boxes from it.\n"
+            f"  2. Open images without labels, correct the boxes, submit.\n"
+            f"  3. Start Training at {model} (the three dots of the model), or correct\n"
+            f"     8 images: the next version learns from them, and serves if it is no worse.\n\n"
+            f"  Everything is kept in {self.folder}. Ctrl-C stops all of it.\n"
+        )
+
+    def _watch(self, processes: Sequence[Process]) -> None:
+        """Show what the trainings do until one of the processes ends, or Ctrl-C."""
+        jobs = Jobs(self.folder / "backend" / "jobs.sqlite")
+        told: dict[int, str] = {job.id: _line(job) for job in jobs.find() if job.finished is not None}
+        pause = threading.Event()
+        while all(process.running for process in processes):
+            for job in jobs.find():
+                line = _line(job)
+                if told.get(job.id) != line:
+                    told[job.id] = line
+                    click.echo(line)
+            pause.wait(1.0)
+        dead = next(process for process in processes if not process.running)
+        raise YolonasError(f"{dead.name} has ended; its log is {dead.log}.")
+
+
+def _port(wanted: int | None, usual: int, what: str, option: str) -> int:
+    """`wanted` if it is free, else an error; without a wish the usual one, or any that is free."""
+    port = local_label_studio.free_port(wanted or usual)
+    if wanted and port != wanted:
+        raise YolonasError(
+            f"port {wanted} of {what} is taken by another program; stop that, or give another one with {option}."
+        )
+    return port
+
+
+def _line(job: Job) -> str:
+    if job.state == "running":
+        tenths = int(job.progress * 10) * 10  # a line now and then, not one for every epoch
+        return f"Training {job.id}: {tenths:2d} % {job.reason.partition(',')[0].partition(':')[0]}"
+    end = {"queued": "waits", "succeeded": f"{job.version} serves"}.get(job.state, job.state)
+    return f"Training {job.id}: {end}{': ' + job.reason if job.finished else ''}"

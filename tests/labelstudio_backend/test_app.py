@@ -1,0 +1,308 @@
+"""The routes, with the requests that a real Label Studio 1.23.2 sent, and over a real server."""
+
+from __future__ import annotations
+
+import base64
+import calendar
+import json
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from fastapi import FastAPI
+
+from labelstudio_backend.app import Learning, create_app
+from labelstudio_backend.settings import UNTRAINED, Settings
+from yolonas.inference.detections import Detections
+
+RECORDED = [
+    entry["request"] for entry in json.loads((Path(__file__).parent / "label_studio_requests.json").read_text())
+]
+CONFIG = next(request["body"]["schema"] for request in RECORDED if request["path"] == "/setup")
+
+
+class FakeModel:
+    """One box of the first class on every image."""
+
+    names = ("car", "person")
+    checkpoint = SimpleNamespace(conf=0.25, iou=0.7)
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def predict_batch(self, images: list[np.ndarray], **_: Any) -> list[Detections]:
+        if self.seconds < 0:  # no time to breathe: pure Python holds the interpreter
+            until = time.monotonic() - self.seconds
+            while time.monotonic() < until:
+                sum(range(1000))
+        time.sleep(max(self.seconds, 0))
+        return [Detections(np.array([[0, 0, 9, 9]]), [0.9], [0], self.names, image.shape[:2]) for image in images]
+
+
+class FakeLearning:
+    def __init__(self) -> None:
+        self.queued: list[tuple[str, str]] = []
+        self.hints: list[tuple[str, str]] = []
+        self.running: list[str] = []
+
+    def enqueue(self, project_key: str, trigger: str) -> int:
+        self.queued.append((project_key, trigger))
+        return 7
+
+    def status(self, job_id: int | str) -> dict[str, Any] | None:
+        return {"job_status": "started"} if str(job_id) == "7" else None
+
+    def hint(self, project_key: str, action: str, payload: Any) -> None:
+        self.hints.append((project_key, action))
+
+    def as_learning(self) -> Learning:
+        return Learning(self, self, lambda: self.running.append("start"), lambda: self.running.append("stop"))
+
+
+def settings(folder: Path, **values: Any) -> Settings:
+    fixed = {"weights": "yolo_nas_s_coco", "label_studio_url": "", "label_studio_token": None}
+    return Settings(state_dir=folder, **{**fixed, **values})
+
+
+def picture(grey: int = 128) -> str:
+    ok, content = cv2.imencode(".png", np.full((240, 320, 3), grey, np.uint8))
+    assert ok
+    return "data:image/png;base64," + base64.b64encode(content.tobytes()).decode()
+
+
+def predict_body(count: int, uid: str = "5.1795289898") -> dict[str, Any]:
+    tasks = [{"id": index, "data": {"image": picture()}} for index in range(count)]
+    return {"tasks": tasks, "project": uid, "label_config": CONFIG, "params": {"context": None}}
+
+
+class Local:
+    """The application called in this process, without a socket."""
+
+    def __init__(self, portal: BlockingPortal, client: httpx.AsyncClient) -> None:
+        self._portal = portal
+        self._client = client
+
+    def get(self, path: str) -> httpx.Response:
+        return self._portal.call(lambda: self._client.get(path))
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        return self._portal.call(lambda: self._client.post(path, **body))
+
+
+@contextmanager
+def running(app: FastAPI) -> Iterator[Local]:
+    """The application between its start and its stop."""
+    client = httpx.AsyncClient(
+        transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://backend"
+    )
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(app.router.lifespan_context(app)):
+        yield Local(portal, client)
+
+
+@pytest.fixture
+def learning() -> FakeLearning:
+    return FakeLearning()
+
+
+@pytest.fixture
+def http(tmp_path: Path, learning: FakeLearning) -> Iterator[Local]:
+    app = create_app(settings(tmp_path), load=lambda version: FakeModel(), learning=learning.as_learning())
+    with running(app) as client:
+        yield client
+    assert learning.running == ["start", "stop"]
+
+
+def send(http: Local, request: dict[str, Any]) -> httpx.Response:
+    if request["method"] == "GET":
+        return http.get(request["path"])
+    return http.post(request["path"], json=request["body"])
+
+
+@pytest.mark.parametrize("number", range(len(RECORDED)))
+def test_every_recorded_request_is_answered(http: Local, number: int) -> None:
+    assert len(RECORDED) == 17
+    request = RECORDED[number]
+    answer = send(http, request)
+    if (request.get("body") or {}).get("action") == "START_TRAINING":
+        assert answer.status_code == 409  # a project that no /setup introduced
+        return
+    assert answer.status_code == 200
+    body = answer.json()
+    if request["path"] == "/predict":  # the images are on a Label Studio that is not there
+        assert body == {"results": [[] for _ in request["body"]["tasks"]]}
+    elif request["path"] == "/setup":
+        assert isinstance(body["model_version"], str)
+
+
+def test_the_recorded_requests_in_their_order(http: Local, learning: FakeLearning) -> None:
+    """A project is introduced by /setup; then its webhooks are hints, and its training call queues a job."""
+    known: set[int] = set()
+    for request in RECORDED:
+        body = request["body"] or {}
+        project = body.get("project")
+        if isinstance(project, dict) and project["id"] not in known:
+            known.add(project["id"])
+            created = time.strptime(project["created_at"][:19], "%Y-%m-%dT%H:%M:%S")
+            setup = {
+                "project": f"{project['id']}.{calendar.timegm(created)}",
+                "schema": CONFIG,
+                "hostname": "http://ls",
+            }
+            assert http.post("/setup", json=setup).status_code == 200
+        answer = send(http, request)
+        assert answer.status_code == 200
+        if body.get("action") == "START_TRAINING":
+            assert answer.json() == {"job": "7"}
+    assert [trigger for _, trigger in learning.queued] == ["START_TRAINING"]
+    assert learning.queued[0][0].startswith("6-")
+    assert {action for _, action in learning.hints} == {
+        "ANNOTATION_CREATED",
+        "ANNOTATION_UPDATED",
+        "ANNOTATIONS_DELETED",
+        "TASKS_CREATED",
+        "PROJECT_UPDATED",
+    }
+
+
+def test_predictions(http: Local) -> None:
+    setup = {"project": "5.1795289898", "schema": CONFIG, "hostname": "http://ls", "extra_params": None}
+    version = http.post("/setup", json=setup).json()["model_version"]
+    assert http.get("/versions").json() == {"versions": [version]}
+    results = http.post("/predict", json=predict_body(20)).json()["results"]
+    assert len(results) == 20
+    assert {result["model_version"] for result in results} == {version}
+    assert results[0]["result"][0]["value"]["rectanglelabels"] == ["Car"]
+
+
+def test_jobs(http: Local) -> None:
+    assert http.post("/job_status", json={"job": "7"}).json() == {"job_status": "started"}
+    assert http.post("/job_status", json={"job": "8"}).status_code == 410
+    assert http.post("/job_status", json={}).status_code == 400
+
+
+def test_a_front_door(http: Local) -> None:
+    assert http.get("/").json() == {"name": "yolonas", "status": "UP", "can_train": True}
+    assert http.get("/health").json() == {"status": "UP"}
+    assert http.get("/docs").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook", "/job_status"])
+@pytest.mark.parametrize("raw", [b"{", b"[]", b"null", b'{"project": {}}', b"\xff", b"{}"])
+def test_a_wrong_body_is_one_sentence_with_a_4xx(http: Local, path: str, raw: bytes) -> None:
+    answer = http.post(path, content=raw)
+    assert 400 <= answer.status_code < 500
+    assert list(answer.json()) == ["error"]
+    assert "\n" not in answer.json()["error"]
+    assert http.get(path).status_code == 405
+
+
+def test_without_a_token_it_says_that_it_cannot_train(tmp_path: Path) -> None:
+    (training,) = [r for r in RECORDED if (r["body"] or {}).get("action") == "START_TRAINING"]
+    (event, *_) = [r for r in RECORDED if (r["body"] or {}).get("action") == "ANNOTATION_CREATED"]
+    with running(create_app(settings(tmp_path), load=lambda version: FakeModel())) as http:
+        assert http.get("/").json()["can_train"] is False
+        answer = send(http, training)
+        assert answer.status_code == 409
+        assert "YOLONAS_LABEL_STUDIO_TOKEN" in answer.json()["error"]
+        assert send(http, event).status_code == 200
+        assert http.post("/job_status", json={"job": "7"}).status_code == 410
+
+
+def test_an_unwritable_state_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "projects").write_text("in the way")
+    with running(create_app(settings(tmp_path), load=lambda version: FakeModel())) as http:
+        setup = {"project": "5.1795289898", "schema": CONFIG, "hostname": "http://ls"}
+        answer = http.post("/setup", json=setup)
+        assert answer.status_code == 503
+        assert http.post("/predict", json=predict_body(2)).json() == {"results": [[], []]}
+
+
+@pytest.fixture
+def server(tmp_path: Path, learning: FakeLearning) -> Iterator[Callable[..., str]]:
+    """Starts uvicorn on a free port in a thread, like `serve`; returns its address."""
+    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(seconds: float) -> str:
+        app = create_app(settings(tmp_path), load=lambda version: FakeModel(seconds), learning=learning.as_learning())
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        instance = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+        thread = threading.Thread(target=instance.run)
+        thread.start()
+        servers.append((instance, thread))
+        while not instance.started:
+            time.sleep(0.01)
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for instance, thread in servers:
+        instance.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("seconds", [0.4, -0.4], ids=["model waits", "model holds the interpreter"])
+def test_health_setup_and_webhook_answer_while_the_model_works(
+    server: Callable[..., str], seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Label Studio gives /health and annotation webhooks 1 s and /setup 3 s."""
+    monkeypatch.setattr("labelstudio_backend.app.PREDICT_THREADS", 4)  # all of them taken
+    url = server(seconds)
+    setup = {"project": "5.1795289898", "schema": CONFIG, "hostname": "http://ls"}
+    (event, *_) = [r["body"] for r in RECORDED if (r["body"] or {}).get("action") == "TASKS_CREATED"]
+    with ThreadPoolExecutor(12) as pool, httpx.Client(base_url=url, timeout=60) as http:
+        http.post("/setup", json=setup)
+        predictions = [pool.submit(http.post, "/predict", json=predict_body(2)) for _ in range(8)]
+        time.sleep(0.3)
+        waits = []
+        for _ in range(5):
+            for call in (
+                lambda: http.get("/health"),
+                lambda: http.post("/setup", json=setup),
+                lambda: http.post("/webhook", json=event),
+                lambda: http.get("/versions"),
+            ):
+                begin = time.monotonic()
+                assert call().status_code == 200
+                waits.append(time.monotonic() - begin)
+        assert not all(prediction.done() for prediction in predictions)
+        assert statistics.median(waits) < 0.2
+        assert max(waits) < 0.9
+        for prediction in predictions:
+            assert all(result["result"] for result in prediction.result().json()["results"])
+
+
+def test_an_untrained_network_end_to_end(tmp_path: Path) -> None:
+    app = create_app(settings(tmp_path, weights=UNTRAINED))
+    config = CONFIG.replace("0.25", "0.001")
+    setup = {"project": "5.1795289898", "schema": config, "hostname": "http://ls"}
+    with running(app) as http:
+        version = http.post("/setup", json=setup).json()["model_version"]
+        body = predict_body(3) | {"label_config": config}
+        body["tasks"][1]["data"]["image"] = "data:image/png;base64,AAAA"
+        first, broken, last = http.post("/predict", json=body).json()["results"]
+    assert first["model_version"] == last["model_version"] == version
+    assert broken == []
+    assert first["result"]
+    for region in first["result"]:
+        assert region["value"]["rectanglelabels"][0] in ("Car", "Person")
+        assert 0 <= region["value"]["x"] <= region["value"]["x"] + region["value"]["width"] <= 100
+        assert 0 < region["score"] < 1
+    boxes = [[region["value"], region["score"]] for region in first["result"]]
+    with running(create_app(settings(tmp_path, weights=UNTRAINED))) as http:  # a restart draws the same network
+        again = http.post("/predict", json=body).json()["results"][0]
+    assert [[region["value"], region["score"]] for region in again["result"]] == boxes

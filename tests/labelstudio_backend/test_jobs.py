@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from labelstudio_backend.jobs import Job, JobRunner, Jobs
+
+SLEEP = "import time; time.sleep(60)"
+LINGER = (
+    "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: None)\n"
+    "print('ready', flush=True)\n[time.sleep(0.05) for _ in range(1200)]"
+)
+
+
+@pytest.fixture
+def jobs(tmp_path: Path) -> Jobs:
+    return Jobs(tmp_path / "jobs.sqlite")
+
+
+Start = Callable[..., JobRunner]
+
+
+@pytest.fixture
+def start(jobs: Jobs) -> Iterator[Start]:
+    """Starts runners whose jobs run a line of Python; what is left is stopped at the end."""
+    runners: list[JobRunner] = []
+
+    def begin(code: str | Callable[[Job], str] = SLEEP, **options: object) -> JobRunner:
+        def command(job: Job) -> list[str]:
+            return [sys.executable, "-c", code if isinstance(code, str) else code(job)]
+
+        runner = JobRunner(jobs, command, poll_seconds=0.05, **{"stop_seconds": 1.0, **options})  # type: ignore[arg-type]
+        runner.start()
+        runners.append(runner)
+        return runner
+
+    yield begin
+    for runner in runners:
+        runner.stop()
+
+
+def wait(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+
+
+def state(jobs: Jobs, job_id: int) -> str:
+    job = jobs.get(job_id)
+    assert job is not None
+    return job.state
+
+
+def child_of(runner: JobRunner, job_id: int) -> int:
+    wait(lambda: job_id in runner._children)
+    return runner._children[job_id].pid
+
+
+def finishing(jobs: Jobs, outcome: str = "succeeded") -> Callable[[Job], str]:
+    """Code of a process that writes its own end, as the training job does."""
+    root = Path(__file__).resolve().parents[2]
+    return lambda job: (
+        f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'python')!r}]\n"
+        "from pathlib import Path\nfrom labelstudio_backend.jobs import Jobs\n"
+        f"Jobs(Path({str(jobs.path)!r})).finish({job.id}, {outcome!r}, 'done', version='v', record={{'n': 1}})"
+    )
+
+
+def test_a_waiting_job_absorbs_requests_and_a_running_one_does_not(jobs: Jobs) -> None:
+    first = jobs.enqueue("a", "START_TRAINING")
+    assert jobs.enqueue("a", "20 corrected tasks") == first
+    other = jobs.enqueue("b", "START_TRAINING")
+    claimed = jobs.claim(parallel=2)
+    assert claimed is not None
+    assert (claimed.id, claimed.state) == (first, "running")
+    second = jobs.enqueue("a", "START_TRAINING")
+    assert second not in (first, other)
+    assert jobs.enqueue("a", "START_TRAINING") == second
+
+
+def test_one_job_of_a_project_runs_at_a_time(jobs: Jobs) -> None:
+    first = jobs.enqueue("a", "x")
+    jobs.claim(parallel=8)
+    second, other = jobs.enqueue("a", "x"), jobs.enqueue("b", "x")
+    assert jobs.claim(parallel=1) is None
+    claimed = jobs.claim(parallel=8)
+    assert claimed is not None
+    assert claimed.id == other, "the second job of `a` waits for the first"
+    jobs.finish(first, "refused", "worse")
+    claimed = jobs.claim(parallel=8)
+    assert claimed is not None
+    assert claimed.id == second
+
+
+def test_parallel_claims_never_hand_out_a_job_twice(jobs: Jobs) -> None:
+    ids = {jobs.enqueue(f"project {n}", "x") for n in range(20)}
+    claimed: list[int] = []
+
+    def work() -> None:
+        while (job := jobs.claim(parallel=100)) is not None:
+            claimed.append(job.id)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(claimed) == sorted(ids)
+
+
+def test_progress_and_manifest_are_kept_and_an_ended_job_does_not_change(jobs: Jobs) -> None:
+    job_id = jobs.enqueue("a", "x")
+    jobs.claim()
+    jobs.report(job_id, progress=0.25, reason="epoch 3", manifest={"7": "3@x"})
+    job = jobs.get(job_id)
+    assert job is not None
+    assert (job.progress, job.reason, job.manifest) == (0.25, "epoch 3", {"7": "3@x"})
+    assert jobs.status(str(job_id)) == {
+        "job_status": "started",
+        "state": "running",
+        "reason": "epoch 3",
+        "progress": 0.25,
+        "model_version": None,
+    }
+    assert jobs.finish(job_id, "failed", "no boxes")
+    assert not jobs.finish(job_id, "succeeded", "late")
+    jobs.report(job_id, reason="later")
+    job = jobs.get(job_id)
+    assert job is not None
+    assert (job.state, job.reason) == ("failed", "no boxes")
+    assert jobs.status("999") is None
+    assert jobs.status("nonsense") is None
+
+
+def test_the_process_writes_its_own_end_and_the_server_hears_of_it(jobs: Jobs, start: Start) -> None:
+    ended: list[Job] = []
+    job_id = jobs.enqueue("a", "x")
+    start(finishing(jobs), on_end=ended.append)
+    wait(lambda: bool(ended))
+    assert [(j.id, j.state, j.version, j.record) for j in ended] == [(job_id, "succeeded", "v", {"n": 1})]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("raise SystemExit(3)", "exit code 3"),
+        ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
+        ("pass", "exit code 0"),
+    ],
+)
+def test_a_process_that_ends_without_a_word_has_failed(jobs: Jobs, start: Start, code: str, reason: str) -> None:
+    ended: list[Job] = []
+    jobs.enqueue("a", "x")
+    start(code, on_end=ended.append)
+    wait(lambda: bool(ended))
+    assert ended[0].state == "failed"
+    assert reason in ended[0].reason
+
+
+def test_a_command_that_cannot_be_run_fails_with_the_reason(jobs: Jobs) -> None:
+    job_id = jobs.enqueue("a", "x")
+    runner = JobRunner(jobs, lambda job: ["/nonexistent/python"], poll_seconds=0.05)
+    runner.start()
+    wait(lambda: state(jobs, job_id) == "failed")
+    runner.stop()
+    job = jobs.get(job_id)
+    assert job is not None
+    assert "/nonexistent/python" in job.reason
+
+
+def test_what_the_process_prints_is_kept(jobs: Jobs, start: Start) -> None:
+    job_id = jobs.enqueue("a", "x")
+    start("print('hello from the job'); raise SystemExit(1)")
+    wait(lambda: state(jobs, job_id) == "failed")
+    assert "hello from the job" in (jobs.folder(job_id) / "log.txt").read_text()
+
+
+def test_cancel_ends_a_waiting_and_a_running_job(jobs: Jobs, start: Start) -> None:
+    waiting = jobs.enqueue("a", "x")
+    assert jobs.cancel(waiting)
+    assert state(jobs, waiting) == "cancelled"
+    running = jobs.enqueue("a", "x")
+    stubborn = jobs.enqueue("b", "x")
+    runner = start(lambda job: SLEEP if job.id == running else LINGER, parallel=2)
+    pids = [child_of(runner, job_id) for job_id in (running, stubborn)]
+    wait(lambda: "ready" in (jobs.folder(stubborn) / "log.txt").read_text())
+    assert jobs.cancel(running)
+    assert jobs.cancel(stubborn)
+    wait(lambda: state(jobs, running) == state(jobs, stubborn) == "cancelled")
+    assert not jobs.cancel(running)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_stopping_the_server_ends_the_process_and_the_job_goes_on_later(jobs: Jobs, start: Start) -> None:
+    job_id = jobs.enqueue("a", "x")
+    runner = start()
+    pid = child_of(runner, job_id)
+    runner.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    job = jobs.get(job_id)
+    assert job is not None
+    assert (job.state, job.restarts) == ("queued", 0)
+    start(finishing(jobs))
+    wait(lambda: state(jobs, job_id) == "succeeded")
+
+
+def test_a_job_whose_server_was_killed_is_adopted_while_it_lives(jobs: Jobs, start: Start) -> None:
+    job_id = jobs.enqueue("a", "x")
+    dead = start()
+    pid = child_of(dead, job_id)
+    # What a killed server leaves: a process that holds the lock, a row that says running, nobody who watches.
+    dead._stopping.set()
+    dead._thread.join()
+    child = dead._children.pop(job_id)
+    start(finishing(jobs))
+    time.sleep(0.5)
+    assert state(jobs, job_id) == "running", "alive, so it is left alone"
+    os.kill(pid, signal.SIGKILL)
+    child.wait()
+    wait(lambda: state(jobs, job_id) == "succeeded")
+    job = jobs.get(job_id)
+    assert job is not None
+    assert job.restarts == 1
+
+
+def test_stopping_the_server_ends_an_adopted_job_too(jobs: Jobs, start: Start) -> None:
+    job_id = jobs.enqueue("a", "x")
+    dead = start()
+    child_of(dead, job_id)
+    dead._stopping.set()
+    dead._thread.join()
+    child = dead._children.pop(job_id)
+    start().stop()
+    assert child.wait(5) == -signal.SIGTERM
+    assert state(jobs, job_id) == "queued"
+
+
+def test_a_job_interrupted_twice_has_failed(jobs: Jobs, start: Start) -> None:
+    job_id = jobs.enqueue("a", "x")
+    jobs.claim()
+    jobs.requeue(job_id, "interrupted", count=True)
+    jobs.claim()
+    start()
+    wait(lambda: state(jobs, job_id) == "failed")
+    job = jobs.get(job_id)
+    assert job is not None
+    assert "twice" in job.reason
+
+
+def test_a_job_put_back_absorbs_the_one_that_waited_behind_it(jobs: Jobs) -> None:
+    first = jobs.enqueue("a", "x")
+    jobs.claim()
+    second = jobs.enqueue("a", "x")
+    jobs.requeue(first, "stopped", count=False)
+    assert (state(jobs, first), state(jobs, second)) == ("queued", "cancelled")
+
+
+def test_a_listener_that_raises_does_not_stop_the_queue(jobs: Jobs, start: Start) -> None:
+    def listener(job: Job) -> None:
+        raise RuntimeError("no")
+
+    first = jobs.enqueue("a", "x")
+    start("raise SystemExit(1)", on_end=listener)
+    wait(lambda: state(jobs, first) == "failed")
+    second = jobs.enqueue("a", "x")
+    wait(lambda: state(jobs, second) == "failed")

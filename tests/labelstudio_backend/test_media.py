@@ -1,0 +1,311 @@
+"""From what a task holds to a file: addresses, tokens, limits and the cache, against a scripted Label Studio."""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.media import MediaCache, MediaError
+from labelstudio_backend.settings import Settings
+
+BASE = "http://studio:8080/ls"
+TOKEN = "0123456789abcdef0123456789abcdef01234567"
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+class Web:
+    """Hosts that answer by URL; what they were asked is kept."""
+
+    def __init__(self, pages: dict[str, Any] | None = None) -> None:
+        self.pages = pages or {}
+        self.requests: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        answer = self.pages.get(str(request.url), httpx.Response(404))
+        if isinstance(answer, list):
+            answer = answer.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, bytes):
+            return httpx.Response(200, content=answer)
+        return answer(request) if callable(answer) else answer
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Callable[..., MediaCache]:
+    def make(web: Web, token: str | None = TOKEN, url: str = BASE, **values: Any) -> MediaCache:
+        settings = Settings(
+            state_dir=tmp_path, label_studio_url=url, label_studio_token=token, weights="untrained-n", **values
+        )
+        transport = httpx.MockTransport(web)
+        client = LabelStudio(url, token, transport=transport) if url else None
+        return MediaCache(settings, client, transport=transport)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("value", "asked"),
+    [
+        ("/data/upload/5/659649fc-im0.jpg", BASE + "/data/upload/5/659649fc-im0.jpg"),
+        ("/ls/data/upload/5/a b.jpg", BASE + "/data/upload/5/a%20b.jpg"),
+        ("/data/local-files/?d=imgs/im0.jpg", BASE + "/data/local-files/?d=imgs/im0.jpg"),
+        (BASE + "/data/local-files/?d=imgs/im0.jpg", BASE + "/data/local-files/?d=imgs/im0.jpg"),
+        ("https://label.example.org/data/upload/5/x.jpg", BASE + "/data/upload/5/x.jpg"),
+        ("HTTPS://LABEL.example.org:443/tasks/3/resolve/?fileuri=abc", BASE + "/tasks/3/resolve/?fileuri=abc"),
+    ],
+)
+def test_files_of_label_studio_are_asked_at_its_configured_address(
+    cache: Callable[..., MediaCache], value: str, asked: str
+) -> None:
+    web = Web({asked: b"pixels"})
+    path = cache(web).fetch(value, task_id=3, hostname="https://label.example.org")
+    assert path.read_bytes() == b"pixels"
+    assert web.requests[0].headers["Authorization"] == f"Token {TOKEN}"
+
+
+def test_a_file_is_fetched_once(cache: Callable[..., MediaCache]) -> None:
+    web = Web({BASE + "/data/upload/1/a.jpg": b"pixels"})
+    media = cache(web)
+    assert media.fetch("/data/upload/1/a.jpg") == media.fetch("/data/upload/1/a.jpg")
+    assert len(web.requests) == 1
+    media.forget("/data/upload/1/a.jpg")
+    media.fetch("/data/upload/1/a.jpg")
+    assert len(web.requests) == 2
+
+
+def test_a_personal_token_is_refreshed_on_401(cache: Callable[..., MediaCache]) -> None:
+    access = httpx.Response(200, json={"access": "a.b.c"})
+    web = Web(
+        {
+            BASE + "/api/token/refresh/": [access, access],
+            BASE + "/data/upload/1/a.jpg": [httpx.Response(401), b"pixels"],
+        }
+    )
+    assert cache(web, token="x.y.z").fetch("/data/upload/1/a.jpg").read_bytes() == b"pixels"
+    assert [request.url.path.split("/")[-2] for request in web.requests] == ["refresh", "1", "refresh", "1"]
+
+
+def test_cloud_uris_are_resolved_by_label_studio_without_giving_its_token_away(
+    cache: Callable[..., MediaCache],
+) -> None:
+    uri = base64.urlsafe_b64encode(b"s3://bkt/pics/im0.jpg").decode()
+    signed = "https://bkt.s3.example.org/pics/im0.jpg?X-Amz-Signature=1"
+    web = Web(
+        {
+            f"{BASE}/tasks/323/resolve/?fileuri={uri}": httpx.Response(303, headers={"location": signed}),
+            signed: b"pixels",
+        }
+    )
+    media = cache(web)
+    assert media.fetch("s3://bkt/pics/im0.jpg", task_id=323).read_bytes() == b"pixels"
+    assert "Authorization" in web.requests[0].headers
+    assert "Authorization" not in web.requests[1].headers
+    with pytest.raises(MediaError, match="only be had through Label Studio"):
+        media.fetch("gs://bkt/pics/im1.jpg")
+
+
+def test_data_urls(cache: Callable[..., MediaCache]) -> None:
+    media = cache(Web())
+    value = "data:image/png;base64," + base64.b64encode(b"pixels").decode()
+    assert media.fetch(value).read_bytes() == b"pixels"
+    for broken in ("data:image/png;base64,", "data:image/png;base64,a"):
+        with pytest.raises(MediaError, match="data: URL"):
+            media.fetch(broken)
+
+
+def test_other_hosts_only_where_allowed_and_without_the_token(cache: Callable[..., MediaCache]) -> None:
+    web = Web({"https://images.example.org/a.jpg": b"pixels", "http://cdn:8443/a.jpg": b"more"})
+    with pytest.raises(MediaError, match=r"is on images\.example\.org.*YOLONAS_MEDIA_HOSTS"):
+        cache(web).fetch("https://images.example.org/a.jpg")
+    assert web.requests == []
+    media = cache(web, media_hosts="images.example.org, CDN:8443")
+    assert media.fetch("https://images.example.org/a.jpg").read_bytes() == b"pixels"
+    assert media.fetch("http://cdn:8443/a.jpg").read_bytes() == b"more"
+    assert all("Authorization" not in request.headers for request in web.requests)
+    with pytest.raises(MediaError, match="YOLONAS_MEDIA_HOSTS"):
+        media.fetch("http://cdn/a.jpg")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "http://169.254.169.254/latest/meta-data",
+        "http://studio:8080@evil.example.org/data/a.jpg",
+        "http://user@studio:8080/ls/data/a.jpg",
+        "http://studio:8081/ls/data/upload/1/a.jpg",
+        "http://studio:8080/lsx/data/upload/1/a.jpg",
+        "https://studio:8080/ls/data/upload/1/a.jpg",
+        "//evil.example.org/data/a.jpg",
+        "/data/../api/users",
+        "/data/%2e%2e/api/users",
+        "/data/upload/./../../api/users",
+        "/api/projects/",
+        BASE + "/logout",
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "etc/passwd",
+        "",
+        "ftp://studio/a.jpg",
+        "http://[studio/a.jpg",
+        "http://studio:port/a.jpg",
+    ],
+)
+def test_where_a_task_may_not_point(cache: Callable[..., MediaCache], value: str) -> None:
+    web = Web()
+    with pytest.raises(MediaError) as raised:
+        cache(web).fetch(value)
+    assert web.requests == []
+    assert "\n" not in str(raised.value)
+
+
+def test_redirects_stay_where_they_are(cache: Callable[..., MediaCache]) -> None:
+    def to(url: str) -> httpx.Response:
+        return httpx.Response(302, headers={"location": url})
+
+    web = Web(
+        {
+            BASE + "/data/upload/1/slash": to("/ls/data/upload/1/slash/"),
+            BASE + "/data/upload/1/slash/": b"pixels",
+            BASE + "/data/upload/1/out": to("http://169.254.169.254/"),
+            BASE + "/data/upload/1/other": to("http://studio:8080/elsewhere"),
+            BASE + "/data/upload/1/loop": to("loop"),
+            BASE + "/tasks/1/resolve/?fileuri=x": to("file:///etc/passwd"),
+            "http://cdn/a": to("http://169.254.169.254/"),
+            "http://cdn/b": to("/c"),
+            "http://cdn/c": b"more",
+        }
+    )
+    media = cache(web, media_hosts="cdn")
+    assert media.fetch("/data/upload/1/slash").read_bytes() == b"pixels"
+    assert media.fetch("http://cdn/b").read_bytes() == b"more"
+    for value in (
+        "/data/upload/1/out",
+        "/data/upload/1/other",
+        "/data/upload/1/loop",
+        "/tasks/1/resolve/?fileuri=x",
+        "http://cdn/a",
+    ):
+        with pytest.raises(MediaError, match="not followed"):
+            media.fetch(value)
+    assert not any(request.url.host == "169.254.169.254" for request in web.requests)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (httpx.Response(401), "answered 401; set YOLONAS_LABEL_STUDIO_TOKEN"),
+        (httpx.Response(403), "may not see this file"),
+        (httpx.Response(404), "a storage must cover the path"),
+        (httpx.Response(500), "look into that server's log"),
+        ([httpx.Response(503), httpx.Response(503)], "answered 503"),
+        ([httpx.ConnectError("refused")] * 2, "refused.*YOLONAS_LABEL_STUDIO_URL"),
+        (httpx.Response(200, text="<html>", headers={"content-type": "text/html; charset=utf-8"}), "a web page"),
+        (b"", "an empty file"),
+        (b"x" * 101, "larger than 100 bytes; raise YOLONAS_MEDIA_MAX_BYTES"),
+        (lambda _: httpx.Response(200, content=iter([b"x" * 60, b"x" * 60])), "larger than 100 bytes"),
+    ],
+)
+def test_failures_say_what_to_do(cache: Callable[..., MediaCache], answer: Any, message: str, tmp_path: Path) -> None:
+    web = Web({BASE + "/data/upload/1/a.jpg": answer})
+    with pytest.raises(MediaError, match=message) as raised:
+        cache(web, media_max_bytes=100).fetch("/data/upload/1/a.jpg")
+    assert "/data/upload/1/a.jpg" in str(raised.value)
+    assert TOKEN not in str(raised.value)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_passing_failure_is_tried_again(cache: Callable[..., MediaCache]) -> None:
+    web = Web({BASE + "/data/upload/1/a.jpg": [httpx.ConnectError("refused"), b"pixels"]})
+    assert cache(web).fetch("/data/upload/1/a.jpg").read_bytes() == b"pixels"
+
+
+def test_a_trickle_is_cut_off(cache: Callable[..., MediaCache]) -> None:
+    def trickle(_: httpx.Request) -> httpx.Response:
+        def chunks() -> Any:
+            while True:
+                time.sleep(0.05)
+                yield b"x"
+
+        return httpx.Response(200, content=chunks())
+
+    web = Web({BASE + "/data/upload/1/a.jpg": trickle})
+    begin = time.monotonic()
+    with pytest.raises(MediaError, match="YOLONAS_MEDIA_SECONDS"):
+        cache(web, media_seconds=0.3).fetch("/data/upload/1/a.jpg")
+    assert time.monotonic() - begin < 2
+
+
+def test_without_an_address_the_message_names_both_settings(cache: Callable[..., MediaCache]) -> None:
+    media = cache(Web(), token=None, url="")
+    for value in ("/data/upload/1/a.jpg", "http://localhost:8080/data/upload/1/a.jpg"):
+        with pytest.raises(MediaError, match="YOLONAS_LABEL_STUDIO_URL and YOLONAS_LABEL_STUDIO_TOKEN"):
+            media.fetch(value, hostname="http://localhost:8080")
+
+
+def test_the_cache_forgets_the_least_recently_used(cache: Callable[..., MediaCache]) -> None:
+    web = Web({f"{BASE}/data/upload/1/{number}": b"x" * 100 for number in range(12)})
+    media = cache(web, media_cache_bytes=1000)
+    paths = [media.fetch(f"/data/upload/1/{number}") for number in range(10)]
+    for age, path in enumerate(paths):
+        os.utime(path, (1000 + age, 1000 + age))
+    media.fetch("/data/upload/1/0")  # used again
+    media.fetch("/data/upload/1/10")
+    assert [path.exists() for path in paths] == [True, False, False] + [True] * 7
+    media.fetch("/data/upload/1/1")
+    assert len(web.requests) == 12
+    assert sum(path.stat().st_size for path in media.folder.rglob("*") if path.is_file()) <= 1000
+
+
+def test_a_new_process_knows_the_old_files(cache: Callable[..., MediaCache]) -> None:
+    web = Web({f"{BASE}/data/upload/1/{number}": b"x" * 100 for number in range(12)})
+    first = cache(web, media_cache_bytes=1000)
+    for number in range(10):
+        os.utime(first.fetch(f"/data/upload/1/{number}"), (1000 + number, 1000 + number))
+    second = cache(web, media_cache_bytes=1000)
+    second.fetch("/data/upload/1/9")
+    assert len(web.requests) == 10
+    second.fetch("/data/upload/1/10")
+    assert sum(path.stat().st_size for path in first.folder.rglob("*") if path.is_file()) <= 1000
+
+
+def test_files_about_to_be_read_are_not_evicted(cache: Callable[..., MediaCache]) -> None:
+    web = Web({f"{BASE}/data/upload/1/{number}": b"x" * 100 for number in range(5)})
+    media = cache(web, media_cache_bytes=0)
+    paths = [media.fetch(f"/data/upload/1/{number}") for number in range(5)]
+    assert all(path.exists() for path in paths)
+
+
+def test_threads_see_whole_files_only(cache: Callable[..., MediaCache]) -> None:
+    content = os.urandom(300_000)
+    web = Web({f"{BASE}/data/upload/1/{number}": content for number in range(4)})
+    media = cache(web)
+    start = threading.Barrier(8)
+
+    def fetch(number: int) -> bytes:
+        start.wait()
+        return media.fetch(f"/data/upload/1/{number % 4}").read_bytes()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(read == content for read in pool.map(fetch, range(8)))
+    assert not list(media.folder.rglob(".tmp-*"))
+
+
+def test_a_full_disk_is_a_sentence(cache: Callable[..., MediaCache], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(MediaError, match=r"No space left on device.*YOLONAS_STATE_DIR"):
+        cache(Web({BASE + "/data/upload/1/a.jpg": b"pixels"})).fetch("/data/upload/1/a.jpg")

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from labelstudio_backend.client import LabelStudioError
+from labelstudio_backend.jobs import Jobs
+from labelstudio_backend.reconcile import Reconciler
+from labelstudio_backend.registry import ProjectRegistry, Registry
+from labelstudio_backend.settings import Settings
+
+CREATED = "2026-11-21T19:38:18.810449Z"
+UID = "5.1795289898"
+CONFIG = (
+    '<View><Image name="i" value="$image"/>'
+    '<RectangleLabels name="l" toName="i"><Label value="Car"/></RectangleLabels></View>'
+)
+
+
+class FakeLabelStudio:
+    """One project of Label Studio as its API shows it, with the habits that facts were gathered about."""
+
+    def __init__(self, tasks: int = 6) -> None:
+        self.project = {
+            "id": 5,
+            "created_at": CREATED,
+            "label_config": CONFIG,
+            "model_version": "my model",
+            "task_number": tasks,
+        }
+        self.rows = [{"id": 1, "url": "http://b", "title": "my model", "state": "CO", "model_version": ""}]
+        self.tasks = {
+            n: {"id": n, "updated_at": f"2026-01-01T00:00:{n:02d}Z", "annotations": [], "is_labeled": False}
+            for n in range(1, tasks + 1)
+        }
+        self.given: dict[int, list[str]] = {n: [] for n in self.tasks}
+        self.asked: list[list[int]] = []
+        self.calls = 0
+        self.deleted: list[int] = []
+        self.away = False
+        self.serving = ""
+        self.titles_lost = 0  # Label Studio saves the old row over this many PATCHes
+        self.silent: set[int] = set()  # tasks for which the backend gives no prediction
+
+    def _call(self) -> None:
+        self.calls += 1
+        if self.away:
+            raise LabelStudioError("no answer from Label Studio")
+
+    def get_project(self, project: int) -> dict[str, Any]:
+        self._call()
+        return dict(self.project)
+
+    def ml_backends(self, project: int) -> list[dict[str, Any]]:
+        self._call()
+        self.rows[0]["model_version"] = self.serving  # it calls /setup of each
+        return [dict(row) for row in self.rows]
+
+    def patch_ml_backend(self, row: Mapping[str, Any], *, title: str) -> None:
+        self._call()
+        if self.titles_lost:
+            self.titles_lost -= 1
+            return
+        stored = next(r for r in self.rows if r["id"] == row["id"])
+        if self.project["model_version"] == stored["title"]:
+            self.project["model_version"] = title
+        stored["title"] = title
+
+    def patch_project(self, project: int, *, model_version: str) -> None:
+        self._call()
+        self.project["model_version"] = model_version
+
+    def iter_tasks(
+        self,
+        project: int,
+        *,
+        only_annotated: bool = False,
+        filters: Sequence[Mapping[str, Any]] = (),
+        fields: str = "all",
+    ) -> Iterator[dict[str, Any]]:
+        self._call()
+        for number, task in self.tasks.items():
+            given = self.given[number]
+            kept = not only_annotated or task["annotations"]
+            for item in filters:
+                if item["filter"].endswith("updated_at"):
+                    kept = kept and task["updated_at"] >= item["value"]
+                else:
+                    kept = kept and not any(item["value"][0] in version for version in given)
+            if kept:
+                extra = {"predictions": [{"model_version": v} for v in given]} if fields == "all" else {}
+                yield {**task, **extra}
+
+    def retrieve_predictions(self, project: int, tasks: Sequence[int]) -> None:
+        self._call()
+        self.asked.append(list(tasks))
+        for number in tasks:
+            if number not in self.silent and self.serving not in self.given[number]:
+                self.given[number].append(self.serving)
+
+    def model_versions(self, project: int) -> dict[str, int]:
+        self._call()
+        given = [version for versions in self.given.values() for version in versions]
+        return {version: given.count(version) for version in given}
+
+    def predictions(self, project: int) -> list[dict[str, Any]]:
+        pairs = [(task, version) for task, versions in self.given.items() for version in versions]
+        return [{"id": n, "task": task, "model_version": version} for n, (task, version) in enumerate(pairs)]
+
+    def delete_prediction(self, prediction: int) -> None:
+        self.deleted.append(prediction)
+
+    def annotate(self, *numbers: int, at: int = 30) -> None:
+        for number in numbers:
+            stamp = f"2026-01-01T00:00:{at:02d}Z"
+            annotation = {"id": number * 100 + at, "result": [], "updated_at": stamp}
+            self.tasks[number] |= {"updated_at": stamp, "annotations": [annotation], "is_labeled": True}
+
+
+class Bench:
+    """A reconciler on a fake Label Studio, with one project that has a start version."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.settings = Settings(state_dir=folder, **{"train_every": 0, **settings})
+        self.registry = Registry(folder / "projects")
+        self.project: ProjectRegistry = self.registry.register("http://ls", UID, CONFIG)
+        self.project.ensure_start("untrained-n", ["Car"])
+        self.jobs = Jobs(folder / "jobs.sqlite")
+        self.studio = FakeLabelStudio()
+        self.studio.serving = self.project.current().name
+        self.reconciler = Reconciler(self.settings, self.registry, self.studio, self.jobs, debounce=0.05)  # type: ignore[arg-type]
+        self.checkpoint = folder / "model.safetensors"
+        self.checkpoint.write_bytes(b"weights")
+
+    def publish(self) -> str:
+        version = self.project.publish(self.checkpoint, {})
+        self.studio.serving = version.name
+        return version.name
+
+    def reconcile(self) -> None:
+        self.reconciler.reconcile(self.project.key)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def wait(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.02)
+
+
+def test_the_title_becomes_the_version_and_the_project_follows(bench: Bench) -> None:
+    bench.reconcile()
+    v0 = bench.project.current().name
+    assert (bench.studio.rows[0]["title"], bench.studio.project["model_version"]) == (v0, v0)
+    assert bench.studio.asked == [], "the start weights predict when somebody asks"
+    v1 = bench.publish()
+    bench.reconcile()
+    assert (bench.studio.rows[0]["title"], bench.studio.project["model_version"]) == (v1, v1)
+
+
+def test_a_title_that_is_saved_over_is_set_again(bench: Bench) -> None:
+    bench.studio.titles_lost = 2
+    bench.reconcile()
+    assert bench.studio.rows[0]["title"] == bench.project.current().name
+    bench.studio.titles_lost = 99
+    bench.publish()
+    with pytest.raises(LabelStudioError, match="stays"):
+        bench.reconcile()
+    bench.studio.titles_lost = 0
+    bench.reconcile()
+    assert bench.studio.project["model_version"] == bench.project.current().name
+
+
+def test_predictions_that_somebody_chose_by_hand_stay_chosen(bench: Bench) -> None:
+    bench.reconcile()
+    bench.studio.project["model_version"] = "imported by hand"
+    bench.publish()
+    bench.reconcile()
+    assert bench.studio.project["model_version"] == "imported by hand"
+    bench.studio.project["model_version"] = ""
+    bench.reconcile()
+    assert bench.studio.project["model_version"] == bench.project.current().name
+
+
+def test_after_publishing_every_task_is_predicted_again_unlabelled_ones_first(bench: Bench) -> None:
+    bench.studio.annotate(1, 2)
+    v1 = bench.publish()
+    bench.reconcile()
+    assert all(v1 in given for given in bench.studio.given.values())
+    assert [task for chunk in bench.studio.asked for task in chunk] == [3, 4, 5, 6, 1, 2]
+    assert all(len(chunk) <= 4 for chunk in bench.studio.asked)
+    asked = len(bench.studio.asked)
+    bench.reconcile()
+    assert len(bench.studio.asked) == asked, "done is done"
+    bench.studio.tasks[7] = {"id": 7, "updated_at": "2026-01-01T00:01:00Z", "annotations": [], "is_labeled": False}
+    bench.studio.given[7] = []
+    bench.studio.project["task_number"] = 7
+    bench.reconcile()
+    assert bench.studio.asked[-1] == [7], "a task that came later"
+
+
+def test_tasks_that_gave_no_prediction_are_asked_again_later_not_at_once(bench: Bench) -> None:
+    bench.studio.silent = {3}
+    bench.publish()
+    bench.reconcile()
+    asked = len(bench.studio.asked)
+    bench.reconcile()
+    assert len(bench.studio.asked) == asked
+    known = bench.reconciler._known[bench.project.key]
+    assert 50 < known.retry - time.monotonic() <= 60
+    bench.studio.silent = set()
+    known.retry = 0.0
+    bench.reconcile()
+    assert bench.studio.asked[-1] == [3]
+
+
+def test_a_second_prediction_of_a_task_is_deleted(bench: Bench) -> None:
+    v0, v1 = bench.project.current().name, bench.publish()
+    bench.studio.given[1] = [v0, v0]
+    bench.studio.given[5] = [v1, v1]  # somebody opened it while the batch was under way
+    bench.reconcile()
+    given = bench.studio.predictions(5)
+    assert [(given[n]["task"], given[n]["model_version"], given[n - 1]["task"]) for n in bench.studio.deleted] == [
+        (5, v1, 5)
+    ]
+
+
+def test_version_names_that_contain_each_other_are_told_apart(bench: Bench) -> None:
+    for _ in range(10):
+        v10 = bench.publish()
+    assert v10.endswith("-v10")
+    bench.reconcile()
+    v1 = bench.project.activate(1).name
+    bench.studio.serving = v1
+    bench.reconcile()
+    assert all(v1 in given for given in bench.studio.given.values())
+
+
+def test_every_n_corrected_tasks_queue_a_training(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, train_every=3)
+    bench.studio.annotate(1, 2)
+    bench.reconcile()
+    assert bench.jobs.find() == []
+    bench.studio.annotate(3)
+    bench.reconcile()
+    bench.reconcile()
+    (job,) = bench.jobs.find()
+    assert (job.state, job.trigger) == ("queued", "3 newly corrected tasks")
+    # the job learns from what it finds, one more by now
+    bench.studio.annotate(4)
+    bench.jobs.claim()
+    bench.jobs.report(job.id, manifest={str(n): f"{n * 100 + 30}@2026-01-01T00:00:30Z" for n in (1, 2, 3, 4)})
+    bench.jobs.finish(job.id, "refused", "worse")
+    bench.reconcile()
+    assert len(bench.jobs.find()) == 1
+    bench.studio.annotate(1, 2, at=40)  # corrected once more
+    bench.studio.annotate(5, at=41)
+    bench.reconcile()
+    assert bench.jobs.find()[-1].trigger == "3 newly corrected tasks"
+
+
+def test_a_training_that_could_not_pull_is_not_queued_again_at_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, train_every=1)
+    bench.studio.annotate(1)
+    bench.reconcile()
+    bench.jobs.finish(bench.jobs.find()[0].id, "failed", "Label Studio was away")
+    bench.reconcile()
+    assert len(bench.jobs.find()) == 1
+
+
+def test_another_project_under_the_same_number_is_left_alone(bench: Bench) -> None:
+    bench.studio.project["created_at"] = "2026-11-22T19:38:18Z"
+    bench.publish()
+    bench.reconcile()
+    assert bench.studio.rows[0]["title"] == "my model"
+
+
+def test_a_backend_that_is_not_ours_is_left_alone(bench: Bench) -> None:
+    bench.studio.serving = "somebody else"
+    bench.reconcile()
+    assert bench.studio.rows[0]["title"] == "my model"
+
+
+def test_a_changed_label_config_is_noted(bench: Bench) -> None:
+    bench.studio.project["label_config"] = CONFIG.replace("Car", "Bus")
+    bench.reconcile()
+    assert bench.project.label_config == CONFIG.replace("Car", "Bus")
+
+
+def test_the_thread_looks_at_the_start_after_a_hint_and_after_a_job(bench: Bench) -> None:
+    bench.reconciler.start()
+    try:
+        wait(lambda: bench.studio.rows[0]["title"] == bench.project.current().name)
+        v1 = bench.publish()
+        for _ in range(50):
+            bench.reconciler.hint(bench.project.key, "ANNOTATION_CREATED", {})
+        wait(lambda: bench.studio.rows[0]["title"] == v1)
+        wait(lambda: all(v1 in given for given in bench.studio.given.values()))
+        v2 = bench.publish()
+        job = bench.jobs.get(bench.jobs.enqueue(bench.project.key, "x"))
+        assert job is not None
+        bench.reconciler.job_ended(job)
+        wait(lambda: bench.studio.rows[0]["title"] == v2)
+    finally:
+        bench.reconciler.stop()
+    assert not bench.reconciler._thread.is_alive()
+
+
+def test_label_studio_away_is_waited_for_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bench = Bench(tmp_path, reconcile_seconds=0.05)
+    bench.studio.away = True
+    with caplog.at_level(logging.INFO):
+        bench.reconciler.start()
+        try:
+            wait(lambda: bench.studio.calls >= 3)
+            assert bench.reconciler._away >= 2
+            bench.studio.away = False
+            wait(lambda: bench.studio.rows[0]["title"] == bench.project.current().name)
+        finally:
+            bench.reconciler.stop()
+    assert sum("will look again" in record.message for record in caplog.records) == 1
+    assert any("answers again" in record.message for record in caplog.records)

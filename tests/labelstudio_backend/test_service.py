@@ -1,0 +1,456 @@
+"""Tasks in, predictions out, with a scripted model: order, isolation, deadlines, versions, mapping."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+
+from labelstudio_backend.media import MediaCache
+from labelstudio_backend.registry import Registry, Version
+from labelstudio_backend.service import BadRequestError, Service
+from labelstudio_backend.settings import UNTRAINED, Settings
+from yolonas.inference.detections import Detections
+
+HOST, UID = "http://localhost:8080", "5.1795289898"
+CONFIG = (
+    '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image"{}>'
+    '<Label value="Car" predicted_values="car,truck"/><Label value="Person"/></RectangleLabels></View>'
+)
+
+
+class FakeModel:
+    """Finds one box, whose x is the image's mean grey value, of class 0; scores count up from `score`."""
+
+    def __init__(self, names: tuple[str, ...] = ("car", "person"), score: float = 0.9, seconds: float = 0.0) -> None:
+        self.names = names
+        self.checkpoint = SimpleNamespace(conf=0.25, iou=0.7)
+        self.score = score
+        self.seconds = seconds
+        self.batches: list[int] = []
+        self.calls: list[dict[str, Any]] = []
+        self.fail: Callable[[list[np.ndarray]], bool] = lambda images: False
+
+    def predict_batch(self, images: list[np.ndarray], **options: Any) -> list[Detections]:
+        time.sleep(self.seconds)
+        self.batches.append(len(images))
+        self.calls.append(options)
+        if self.fail(images):
+            raise RuntimeError("CUDA out of memory")
+        found = []
+        for image in images:
+            kept = self.score > options["conf"]
+            boxes = np.array([[image.mean(), 0, 300, 10]][:kept], np.float32).reshape(-1, 4)
+            found.append(Detections(boxes, [self.score] * kept, [0] * kept, self.names, image.shape[:2]))
+        return found
+
+
+def picture(grey: int, size: tuple[int, int] = (240, 320)) -> str:
+    ok, content = cv2.imencode(".png", np.full((*size, 3), grey, np.uint8))
+    assert ok
+    return "data:image/png;base64," + base64.b64encode(content.tobytes()).decode()
+
+
+def tasks(*values: Any) -> list[dict[str, Any]]:
+    return [{"id": 100 + index, "data": {"image": value}} for index, value in enumerate(values)]
+
+
+def request(*values: Any, config: str = CONFIG.format(""), context: Any = None) -> dict[str, Any]:
+    return {"tasks": tasks(*values), "project": UID, "label_config": config, "params": {"context": context}}
+
+
+class Harness:
+    def __init__(self, folder: Path, **values: Any) -> None:
+        values = {"weights": "yolo_nas_s_coco", "predict_seconds": 10.0, **values}
+        self.settings = Settings(state_dir=folder, label_studio_token=None, label_studio_url="", **values)
+        self.registry = Registry(folder / "projects")
+        self.model = FakeModel()
+        self.loads: list[str] = []
+        self.load: Callable[[Version], FakeModel] = lambda version: self.model
+        self.service = Service(
+            self.settings, self.registry, MediaCache(self.settings, None), load=lambda version: self._load(version)
+        )
+
+    def _load(self, version: Version) -> FakeModel:
+        self.loads.append(version.name)
+        return self.load(version)
+
+    def setup(self, config: str = CONFIG.format(""), uid: str = UID, hostname: str = HOST) -> str:
+        return self.service.setup({"project": uid, "schema": config, "hostname": hostname})["model_version"]
+
+    def predict(self, *values: Any, **options: Any) -> list[Any]:
+        return self.service.predict(request(*values, **options))["results"]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Harness]]:
+    made: list[Harness] = []
+
+    def build(**values: Any) -> Harness:
+        made.append(Harness(tmp_path, **values))
+        return made[-1]
+
+    yield build
+    for harness in made:
+        harness.service.close()
+
+
+@pytest.fixture
+def harness(make: Callable[..., Harness]) -> Harness:
+    return make()
+
+
+# -- /setup
+
+
+def test_setup_names_a_version_and_loads_nothing(harness: Harness) -> None:
+    version = harness.setup()
+    assert version == harness.setup()
+    assert version.startswith("yolonas-5-")
+    assert harness.setup(hostname="http://other:8080") != version
+    assert harness.loads == []
+    assert set(harness.service.versions()["versions"]) == {version, harness.setup(hostname="http://other:8080")}
+
+
+@pytest.mark.parametrize("config", ["<View>", "<View/>", "<!DOCTYPE a><View/>"])
+def test_setup_answers_whatever_the_label_config(harness: Harness, config: str) -> None:
+    assert harness.setup(config).endswith("-v0")
+    assert harness.predict(picture(1), picture(2), config=config) == [[], []]
+    assert harness.loads == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"project": 5, "schema": "<View/>"}, {"project": "x", "schema": "<View/>"}, {"project": UID, "schema": []}],
+)
+def test_setup_refuses_what_label_studio_does_not_send(harness: Harness, body: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError):
+        harness.service.setup(body)
+
+
+def test_unmatched_labels_are_logged_once(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    harness.model.names = ("car", "truck", "dog")
+    harness.setup()
+    harness.predict(picture(1))
+    harness.predict(picture(2))
+    (line,) = [record.getMessage() for record in caplog.records if "serves" in record.getMessage()]
+    assert "Car <- car + truck" in line
+    assert "not predicted: Person" in line
+    assert "predicted_values" in line
+
+
+def test_a_full_disk_does_not_stop_what_is_known(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = harness.setup()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert harness.setup(CONFIG.format(' model_score_threshold="0.1"')) == version
+
+
+# -- /predict
+
+
+def test_a_prediction_as_label_studio_stores_it(harness: Harness) -> None:
+    version = harness.setup()
+    (prediction,) = harness.predict(picture(32))
+    assert prediction["model_version"] == version
+    assert prediction["score"] == pytest.approx(0.8)  # |2 * 0.9 - 1|
+    (region,) = prediction["result"]
+    assert region["value"]["rectanglelabels"] == ["Car"]
+    assert (region["from_name"], region["to_name"], region["type"]) == ("label", "image", "rectanglelabels")
+    assert (region["original_width"], region["original_height"]) == (320, 240)
+    assert region["value"]["x"] == pytest.approx(10)
+
+
+def test_order_and_length_over_batches_and_broken_tasks(make: Callable[..., Harness]) -> None:
+    harness = make(batch=4)
+    harness.setup()
+    values: list[Any] = [picture(grey) for grey in range(0, 110, 10)]
+    values[3] = "data:image/png;base64," + base64.b64encode(b"not a picture").decode()
+    values[5] = None
+    values[6] = "/data/upload/5/x.jpg"  # no address of Label Studio is set
+    values[8] = {"url": "nested"}
+    results = harness.predict(*values)
+    assert len(results) == 11
+    for index, result in enumerate(results):
+        if index in (3, 5, 6, 8):
+            assert result == []
+        else:
+            assert result["result"][0]["value"]["x"] == pytest.approx(index * 10 / 320 * 100)
+    assert harness.model.batches == [4, 3]
+
+
+def test_tasks_of_any_shape(harness: Harness) -> None:
+    harness.setup()
+    body = request() | {"tasks": [{}, {"id": "a", "data": []}, {"id": None, "data": {"image": picture(1)}}]}
+    results = harness.service.predict(body)["results"]
+    assert results[:2] == [[], []]
+    assert results[2]["result"]
+
+
+def test_failed_tasks_are_logged_with_their_reason(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    harness.setup()
+    harness.predict(picture(1), "/data/upload/5/x.jpg", "/data/upload/5/x.jpg", None)
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any("task 101, 102: /data/upload/5/x.jpg" in line and "YOLONAS_LABEL_STUDIO_URL" in line for line in lines)
+    assert any('task 103: its data has no text under "image"' in line for line in lines)
+
+
+def test_a_model_that_fails_on_one_image_costs_only_that_one(harness: Harness) -> None:
+    harness.setup()
+    harness.model.fail = lambda images: any(image.mean() == 20 for image in images)
+    results = harness.predict(picture(10), picture(20), picture(30))
+    assert [bool(result) for result in results] == [True, False, True]
+    assert harness.model.batches == [3, 1, 1, 1]
+
+
+def test_nothing_found_is_a_stored_empty_result_with_a_score_of_its_own(harness: Harness) -> None:
+    version = harness.setup()
+    harness.model.score = 0.2
+    assert harness.predict(picture(1)) == [{"model_version": version, "score": 0.5, "result": []}]
+
+
+@pytest.mark.parametrize(
+    ("attribute", "asked", "found"),
+    [("", 0.25, 0), (' model_score_threshold="0.1"', 0.1, 1), (' score_threshold="0.3"', 0.3, 0)],
+)
+def test_the_threshold_of_the_tag_beats_the_version_s(
+    harness: Harness, attribute: str, asked: float, found: int
+) -> None:
+    config = CONFIG.format(attribute)
+    harness.setup(config)
+    harness.model.score = 0.2
+    (prediction,) = harness.predict(picture(1), config=config)
+    assert len(prediction["result"]) == found
+    assert harness.model.calls[0] == {"conf": asked, "iou": None, "max_det": 300, "batch": 8}
+
+
+def test_each_control_has_its_own_threshold_image_and_skip(harness: Harness) -> None:
+    config = """<View><Image name="a" value="$left"/><Image name="b" value="$right"/>
+    <RectangleLabels name="la" toName="a" model_score_threshold="0.1"><Label value="car"/></RectangleLabels>
+    <RectangleLabels name="lb" toName="b" model_score_threshold="0.6"><Label value="Car"/></RectangleLabels>
+    <RectangleLabels name="lc" toName="b" model_skip="true"><Label value="car"/></RectangleLabels></View>"""
+    harness.setup(config)
+    harness.model.score = 0.5
+    task = {"id": 1, "data": {"left": picture(10), "right": picture(20)}}
+    body = request(config=config) | {"tasks": [task, {"id": 2, "data": {"left": picture(10)}}]}
+    first, second = harness.service.predict(body)["results"]
+    assert [(region["from_name"], region["to_name"]) for region in first["result"]] == [("la", "a")]
+    assert second == []
+    assert harness.model.calls[0]["conf"] == 0.1
+    harness.model.score = 0.7
+    assert len(harness.service.predict(body)["results"][0]["result"]) == 2
+
+
+def test_two_controls_on_one_image_look_once(harness: Harness) -> None:
+    config = """<View><Image name="a" value="$image"/>
+    <RectangleLabels name="x" toName="a"><Label value="car"/></RectangleLabels>
+    <RectangleLabels name="y" toName="a"><Label value="Auto" predicted_values="car"/></RectangleLabels></View>"""
+    harness.setup(config)
+    (prediction,) = harness.predict(picture(10), config=config)
+    labels = [(region["from_name"], *region["value"]["rectanglelabels"]) for region in prediction["result"]]
+    assert labels == [("x", "car"), ("y", "Auto")]
+    assert harness.model.batches == [1]
+
+
+def test_no_label_mapped_answers_nothing_for_every_task(harness: Harness) -> None:
+    harness.setup()
+    harness.model.names = ("dog",)
+    assert harness.predict(picture(1), picture(2)) == [[], []]
+    assert harness.model.batches == []
+
+
+def test_an_interactive_request_before_any_setup(harness: Harness) -> None:
+    (prediction,) = harness.predict(picture(1), context={"result": []})
+    assert prediction["result"]
+    assert prediction["model_version"] in harness.service.versions()["versions"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"tasks": {}, "project": UID}, {"tasks": [1], "project": UID}, {"tasks": [], "project": 5}],
+)
+def test_predict_refuses_what_label_studio_does_not_send(harness: Harness, body: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError):
+        harness.service.predict(body)
+
+
+def test_an_image_that_was_broken_is_fetched_again(harness: Harness) -> None:
+    contents = [b"broken", base64.b64decode(picture(10).partition(",")[2])]
+    transport = httpx.MockTransport(lambda request: httpx.Response(200, content=contents.pop(0)))
+    settings = harness.settings.model_copy(update={"media_hosts": "cdn"})
+    harness.service.media = MediaCache(settings, None, transport=transport)
+    harness.setup()
+    assert harness.predict("http://cdn/a.jpg") == [[]]
+    assert harness.predict("http://cdn/a.jpg")[0]["result"]
+    assert harness.predict("http://cdn/a.jpg")[0]["result"]
+
+
+# -- time
+
+
+def test_what_is_not_reached_in_time_answers_nothing(
+    make: Callable[..., Harness], caplog: pytest.LogCaptureFixture
+) -> None:
+    harness = make(batch=2, predict_seconds=1.0)
+    harness.setup()
+    harness.model.seconds = 0.4
+    begin = time.monotonic()
+    results = harness.predict(*[picture(grey) for grey in range(40)])
+    assert time.monotonic() - begin < 1.5
+    done = [bool(result) for result in results]
+    assert done == [True] * 4 + [False] * 36
+    assert results[4:] == [[]] * 36
+    assert "YOLONAS_PREDICT_SECONDS" in caplog.text
+
+
+def test_a_slow_load_answers_nothing_in_time_and_goes_on(make: Callable[..., Harness]) -> None:
+    harness = make(predict_seconds=0.3)
+    harness.setup()
+    loaded = threading.Event()
+
+    def load(_: Version) -> FakeModel:
+        loaded.wait(5)
+        return harness.model
+
+    harness.load = load
+    assert harness.predict(picture(1)) == [[]]
+    begin = time.monotonic()
+    harness.setup()
+    assert time.monotonic() - begin < 0.2
+    loaded.set()
+    harness.service.preload(harness.registry.projects()[0].key)
+    assert harness.predict(picture(1))[0]["result"]
+    assert len(harness.loads) == 1
+
+
+def test_requests_at_once_load_once_and_run_one_after_the_other(harness: Harness) -> None:
+    harness.setup()
+    running, most = 0, 0
+    predict_batch = harness.model.predict_batch
+
+    def counted(images: list[np.ndarray], **options: Any) -> list[Detections]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.02)
+        running -= 1
+        return predict_batch(images, **options)
+
+    harness.model.predict_batch = counted  # type: ignore[method-assign]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda grey: harness.predict(picture(grey), picture(grey + 100)), range(16)))
+    assert all(prediction["result"] for result in results for prediction in result)
+    assert most == 1
+    assert len(harness.loads) == 1
+
+
+# -- versions
+
+
+def test_a_published_version_serves_the_next_request_under_its_name(harness: Harness, tmp_path: Path) -> None:
+    first = harness.setup()
+    assert harness.predict(picture(1))[0]["model_version"] == first
+    checkpoint = tmp_path / "best.safetensors"
+    checkpoint.write_bytes(b"weights")
+    trained = FakeModel(names=("Person", "truck"))
+    harness.load = lambda version: trained
+    harness.registry.projects()[0].publish(checkpoint, {})
+    assert harness.setup() == first[:-1] + "1"
+    (prediction,) = harness.predict(picture(1))
+    assert prediction["model_version"] == first[:-1] + "1"
+    assert prediction["result"][0]["value"]["rectanglelabels"] == ["Person"]
+    trained.names = ("truck", "Person")  # a label that the project had: predicted_values are for base models
+    assert harness.predict(picture(1))[0]["result"] == []
+
+
+def test_a_version_published_meanwhile_does_not_change_a_running_request(
+    make: Callable[..., Harness], tmp_path: Path
+) -> None:
+    harness = make(batch=1)
+    first = harness.setup()
+    checkpoint = tmp_path / "best.safetensors"
+    checkpoint.write_bytes(b"weights")
+    harness.model.fail = lambda images: harness.registry.projects()[0].publish(checkpoint, {}) is None
+    results = harness.predict(picture(1), picture(2))
+    assert {result["model_version"] for result in results} == {first}
+
+
+def test_a_version_that_cannot_be_loaded_answers_nothing_and_is_not_tried_at_once(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    harness.setup()
+
+    def load(_: Version) -> FakeModel:
+        raise FileNotFoundError("no such checkpoint")
+
+    harness.load = load
+    assert harness.predict(picture(1)) == [[]]
+    assert harness.predict(picture(1)) == [[]]
+    assert len(harness.loads) == 1
+    assert "could not be loaded: no such checkpoint" in caplog.text
+
+
+def test_projects_that_start_from_the_same_weights_share_the_model(harness: Harness) -> None:
+    harness.setup()
+    harness.setup(uid="6.1795289999")
+    harness.predict(picture(1))
+    body = request(picture(1)) | {"project": "6.1795289999"}
+    (prediction,) = harness.service.predict(body)["results"]
+    assert prediction["model_version"].startswith("yolonas-6-")
+    assert len(harness.loads) == 1
+
+
+def test_models_beyond_the_limit_leave_memory(make: Callable[..., Harness]) -> None:
+    harness = make(loaded_models=2, weights=UNTRAINED)
+    harness.load = lambda version: FakeModel(names=("Car", "Person"))
+    uids = [f"{number}.1795289898" for number in (1, 2, 3, 1)]
+    for uid in uids:
+        harness.setup(uid=uid)
+        harness.service.predict(request(picture(1)) | {"project": uid})
+    assert [name.split("-")[1] for name in harness.loads] == ["1", "2", "3", "1"]
+
+
+def test_warming_loads_in_the_background_and_logs_what_cannot_be(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    harness.setup()
+
+    def load(_: Version) -> FakeModel:
+        raise FileNotFoundError("no such checkpoint")
+
+    harness.load = load
+    harness.service.warm()
+    for _ in range(100):
+        if "no such checkpoint" in caplog.text:
+            break
+        time.sleep(0.01)
+    assert "could not be loaded: no such checkpoint" in caplog.text
+
+
+# -- webhooks
+
+
+def test_the_project_of_a_webhook(harness: Harness) -> None:
+    harness.setup()
+    about = {"id": 5, "created_at": "2026-11-21T19:38:18.810449Z", "label_config": "<View>new</View>"}
+    project = harness.service.project_of({"project": about})
+    assert project is not None
+    assert project.label_config == "<View>new</View>"
+    assert harness.service.project_of({"project": about | {"id": 6}}) is None
+    assert harness.service.project_of({"project": about | {"created_at": None}}) is None
+    assert harness.service.project_of({"project": 5}) is None

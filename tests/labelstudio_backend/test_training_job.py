@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import base64
+import errno
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from labelstudio_backend import training_job
+from labelstudio_backend.client import LabelStudioError
+from labelstudio_backend.corrections import held_out
+from labelstudio_backend.gate import Verdict
+from labelstudio_backend.jobs import Job, Jobs
+from labelstudio_backend.registry import ProjectRegistry, Registry
+from labelstudio_backend.settings import Settings
+from yolonas import checkpoint
+from yolonas.inference.detector import Detector
+
+UID = "5.1795289898"
+SIDE = 64
+
+
+def config(*labels: str) -> str:
+    tags = "".join(f'<Label value="{label}"/>' for label in labels)
+    return (
+        '<View><Image name="image" value="$image"/>'
+        f'<RectangleLabels name="label" toName="image">{tags}</RectangleLabels></View>'
+    )
+
+
+def task(number: int, *, boxes: int = 1, label: str = "Square") -> dict[str, Any]:
+    """A white square on black, as a data: URL, with its annotation."""
+    rng = np.random.default_rng(number)
+    picture = rng.integers(0, 60, (SIDE, SIDE, 3)).astype(np.uint8)
+    regions = []
+    for _ in range(boxes):
+        x, y = (int(v) for v in rng.integers(4, SIDE - 28, 2))
+        picture[y : y + 24, x : x + 24] = 230
+        value = {"x": x, "y": y, "width": 24, "height": 24, "rotation": 0, "rectanglelabels": [label]}
+        value |= {key: value[key] * 100 / SIDE for key in ("x", "y", "width", "height")}
+        regions.append({"type": "rectanglelabels", "from_name": "label", "to_name": "image", "value": value})
+    png = base64.b64encode(cv2.imencode(".png", picture)[1].tobytes()).decode()
+    annotation = {"id": number + 100, "result": regions, "updated_at": "2026-01-01T00:00:00Z"}
+    return {"id": number, "data": {"image": f"data:image/png;base64,{png}"}, "annotations": [annotation]}
+
+
+class FakeLabelStudio:
+    url = "http://ls"
+
+    def __init__(self) -> None:
+        self.tasks: list[dict[str, Any]] = [task(n) for n in range(1, 13)]
+        self.configs = [config("Square")]  # one is used up by each look, the last one stays
+        self.away = False
+        self.looks = 0
+
+    def __enter__(self) -> FakeLabelStudio:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def get_project(self, project: int) -> dict[str, Any]:
+        if self.away:
+            raise LabelStudioError("no answer from Label Studio at http://ls")
+        self.looks += 1
+        xml = self.configs.pop(0) if len(self.configs) > 1 else self.configs[0]
+        return {"id": 5, "created_at": "2026-11-21T19:38:18.810449Z", "label_config": xml}
+
+    def iter_tasks(self, project: int, *, only_annotated: bool) -> Iterator[dict[str, Any]]:
+        yield from self.tasks
+
+
+class Bench:
+    def __init__(self, folder: Path, studio: FakeLabelStudio) -> None:
+        self.settings = Settings(state_dir=folder, train_minutes=0.02, image_size=SIDE, device="cpu")
+        self.studio = studio
+        self.project: ProjectRegistry = Registry(folder / "projects").register("http://ls", UID, config("Square"))
+        self.project.ensure_start("untrained-n", ["Square"])
+        self.jobs = Jobs(folder / "jobs.sqlite")
+
+    def begin(self) -> int:
+        self.jobs.enqueue(self.project.key, "START_TRAINING")
+        job = self.jobs.claim()
+        assert job is not None
+        return job.id
+
+    def go_on(self, job_id: int, should_stop: Callable[[], bool] = lambda: False) -> tuple[int, Job]:
+        code = training_job.run(job_id, self.settings, self.jobs, should_stop)
+        job = self.jobs.get(job_id)
+        assert job is not None
+        return code, job
+
+    def train(self) -> Job:
+        return self.go_on(self.begin())[1]
+
+    def split(self, numbers: range) -> tuple[list[int], list[int]]:
+        test = [n for n in numbers if held_out(self.project.key, n, self.settings.held_out)]
+        return [n for n in numbers if n not in test], test
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    studio = FakeLabelStudio()
+    monkeypatch.setattr(training_job, "LabelStudio", lambda url, token: studio)
+    return Bench(tmp_path, studio)
+
+
+def test_a_first_version_is_trained_published_and_written_down(bench: Bench) -> None:
+    bench.studio.tasks.append(task(20, boxes=0))
+    job = bench.train()
+    assert (job.state, job.progress) == ("succeeded", 1.0)
+    version = bench.project.current()
+    assert (version.name, version.number, version.trained) == (job.version, 1, True)
+    train, test = bench.split(range(1, 13))
+    record = version.record
+    assert record["base"].endswith("-v0")
+    assert record["tasks"]["labelled"] == 13
+    assert record["tasks"]["train_boxes"] == len(train)
+    assert record["tasks"]["held_out_boxes"] == len(test)
+    assert record["tasks"]["negatives"] == 1
+    assert {n for n, entry in record["manifest"].items() if entry["part"] == "train"} >= {str(n) for n in train}
+    assert record["gate"]["decision"] == "published"
+    assert not record["gate"]["measured"]
+    assert set(record["after"]) == {"ap", "ap50", "per_class"}
+    assert record["training"]["epochs"] >= 1
+    assert job.manifest == {str(n): f"{n + 100}@2026-01-01T00:00:00Z" for n in [*range(1, 13), 20]}
+    serving = Detector(version.weights, "cpu")
+    assert serving.names == ("Square",)
+    assert serving.checkpoint.conf == pytest.approx(record["training"]["threshold"], abs=1e-4)
+    left = {path.name for path in bench.jobs.folder(job.id).rglob("*")}
+    assert "results.csv" in left
+    assert not left & {"images", "resume.pt", "model.safetensors", "best.safetensors"}, "a job does not fill the disk"
+
+    second = bench.train()
+    assert second.record["base"] == version.name
+    assert second.record["training"]["recipe"]["lr"] < record["training"]["recipe"]["lr"], "from trained weights"
+
+
+def test_a_version_that_the_gate_refuses_does_not_serve(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = bench.train()
+    monkeypatch.setattr(training_job, "judge", lambda *_, **__: Verdict(False, True, "AP50 0.9 -> 0.1", 25, 0.9, 0.1))
+    job = bench.train()
+    assert job.state == "refused"
+    assert "AP50 0.9 -> 0.1" in job.reason
+    assert bench.project.current().name == first.version
+    assert job.record["gate"]["decision"] == "refused"
+
+
+def test_labels_that_came_meanwhile_queue_another_training(bench: Bench) -> None:
+    bench.studio.configs = [config("Square"), config("Square", "Circle")]
+    job = bench.train()
+    assert job.state == "succeeded"
+    (queued,) = bench.jobs.find(states=("queued",))
+    assert queued.trigger == "new labels in the label config: Circle"
+
+
+def test_labels_that_vanished_are_dropped(bench: Bench) -> None:
+    bench.studio.tasks += [task(n, label="Triangle") for n in range(30, 34)]
+    job = bench.train()
+    assert job.record["labels"] == ["Square"]
+    assert job.record["tasks"]["negatives"] == 4
+
+
+@pytest.mark.parametrize(
+    ("prepare", "reason"),
+    [
+        (lambda studio, bench: studio.tasks.clear(), "no task is labelled yet"),
+        (lambda studio, bench: setattr(studio, "tasks", [task(1, boxes=0), task(2, boxes=0)]), "there is no box"),
+        (
+            lambda studio, bench: setattr(studio, "tasks", [task(bench.split(range(99))[1][0])]),
+            "label a few more tasks",
+        ),
+        (
+            lambda studio, bench: [t["data"].update(image="http://elsewhere/a.png") for t in studio.tasks],
+            "no image of the 12 labelled tasks can be had",
+        ),
+        (lambda studio, bench: setattr(studio, "configs", ["<View/>"]), "no RectangleLabels"),
+        (lambda studio, bench: setattr(studio, "away", True), "no answer from Label Studio"),
+    ],
+)
+def test_what_cannot_be_learnt_from_fails_with_a_sentence(
+    bench: Bench, prepare: Callable[[FakeLabelStudio, Bench], None], reason: str
+) -> None:
+    prepare(bench.studio, bench)
+    job = bench.train()
+    assert job.state == "failed"
+    assert reason in job.reason
+    assert "Traceback" not in job.reason
+    assert bench.project.current().number == 0
+
+
+def test_a_full_disk_leaves_the_old_version_serving(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    job = bench.train()
+    assert job.state == "failed"
+    assert job.reason.startswith("the disk is full (model.safetensors)")
+    assert bench.project.current().number == 0
+
+
+def test_a_stopped_job_goes_on_with_its_own_data_and_epochs(bench: Bench) -> None:
+    job_id = bench.begin()
+    folder = bench.jobs.folder(job_id)
+    code, job = bench.go_on(job_id, lambda: (folder / "training" / "resume.pt").exists())
+    assert (code, job.state) == (training_job.STOPPED, "running")
+    assert bench.project.current().number == 0
+    kept = json.loads((folder / "data.json").read_text())
+    bench.studio.tasks = [task(50)]  # what is labelled meanwhile waits for the next job
+    bench.settings = bench.settings.model_copy(update={"train_minutes": 0.1})
+    code, job = bench.go_on(job_id)
+    assert (code, job.state) == (0, "succeeded")
+    version = bench.project.current()
+    assert version.record["manifest"] == kept["manifest"]
+    assert version.record["training"]["epochs"] >= 2
+
+
+def test_a_job_that_published_before_it_was_killed_is_not_run_twice(bench: Bench, tmp_path: Path) -> None:
+    job_id = bench.begin()
+    (tmp_path / "weights").write_bytes(b"weights")
+    version = bench.project.publish(tmp_path / "weights", {"job": job_id})
+    code, job = bench.go_on(job_id)
+    assert (code, job.state, job.version) == (0, "succeeded", version.name)
+    assert bench.studio.looks == 0

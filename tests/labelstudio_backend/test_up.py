@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from labelstudio_backend import local_label_studio
+from labelstudio_backend.cli import main
+from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.jobs import Jobs
+from labelstudio_backend.local_label_studio import Account, Process, free_port
+from labelstudio_backend.registry import Registry
+from labelstudio_backend.sample_project import TITLE
+from labelstudio_backend.up import LABELLED_IMAGES, SAMPLE_IMAGES
+from yolonas.errors import YolonasError
+
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+)
+
+
+def wait(condition: Callable[[], bool], seconds: float = 20.0, what: str = "") -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"timed out: {what}"
+        time.sleep(0.1)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# -- a Label Studio of our own -------------------------------------------------------------------------------------
+
+
+def test_two_who_ask_at_once_install_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runs: list[list[str]] = []
+
+    def pip(command: list[str], log: Path, on_line: Callable[[str], None]) -> None:
+        runs.append(command)
+        time.sleep(0.3)
+        program = local_label_studio.environment_dir() / "bin" / "label-studio"
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.touch()
+
+    monkeypatch.setattr(local_label_studio, "_run_logged", pip)
+    found: list[Path] = []
+    threads = [threading.Thread(target=lambda: found.append(local_label_studio.install())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(runs) == 2, "one venv, one pip install"
+    assert found == [tmp_path / "yolonas" / "label-studio-1.23.2" / "bin" / "label-studio"] * 2
+
+
+def test_an_installation_that_was_cut_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = local_label_studio.environment_dir() / "bin" / "label-studio"
+    program.parent.mkdir(parents=True)
+    program.touch()  # pip puts the program there before it has installed everything
+    runs: list[list[str]] = []
+    monkeypatch.setattr(local_label_studio, "_run_logged", lambda command, *_: runs.append(command))
+    local_label_studio.install()
+    local_label_studio.install()
+    assert len(runs) == 2
+
+
+def test_a_failing_pip_is_one_sentence_that_names_the_log(tmp_path: Path) -> None:
+    with pytest.raises(YolonasError, match=r"could not be installed .*see .*pip\.log"):
+        local_label_studio._run_logged([sys.executable, "-c", "raise SystemExit(1)"], tmp_path / "pip.log", print)
+
+
+def test_the_account_is_kept_and_private(tmp_path: Path) -> None:
+    account = Account.of(tmp_path)
+    assert Account.of(tmp_path) == account
+    assert re.fullmatch("[0-9a-f]{40}", account.token)
+    assert (tmp_path / "account.json").stat().st_mode & 0o077 == 0
+
+
+def test_a_port_that_is_taken_is_not_given() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert free_port(port) != port
+    assert free_port(port) == port
+
+
+def test_stop_ends_a_process_that_will_not_and_what_it_started(tmp_path: Path) -> None:
+    code = (
+        f"import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}])\n"
+        "print(c.pid, flush=True); c.wait()"
+    )
+    process = Process("it", [sys.executable, "-c", code], dict(os.environ), tmp_path / "log")
+    process.wait_until(lambda: "ready" in process.log.read_text(), 20)
+    child = int(process.log.read_text().split()[0])
+    assert alive(child)
+    process.stop(0.5)
+    assert not process.running
+    wait(lambda: not alive(child))
+
+
+def test_a_process_that_ends_while_starting_is_quoted(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "raise SystemExit('no database')"]
+    process = Process("it", command, dict(os.environ), tmp_path / "log")
+    with pytest.raises(YolonasError, match=r"it ended while starting \(exit code 1\): no database \(log: "):
+        process.wait_until(lambda: False, 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_a_process_dies_with_its_parent_however_that_dies(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, time\nfrom pathlib import Path\nfrom labelstudio_backend.local_label_studio import Process\n"
+        "command = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        f"p = Process('it', command, dict(os.environ), Path({str(tmp_path)!r}) / 'log')\n"
+        "print(p.pid, flush=True)\ntime.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    time.sleep(1.0)  # until it has asked to die
+    assert alive(child)
+    parent.kill()
+    parent.wait()
+    wait(lambda: not alive(child))
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_a_taken_port_and_a_folder_in_use_are_one_sentence(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        result = CliRunner().invoke(main, ["up", "--dir", str(tmp_path), "--port", port, "--no-browser"])
+    assert result.exit_code == 1
+    assert f"port {port} of Label Studio is taken" in result.output
+    assert "Traceback" not in result.output
+
+
+class Up:
+    """`yolonas-labelstudio up` as a process."""
+
+    def __init__(self, folder: Path, log: Path, port: int) -> None:
+        self.log, self.url = log, f"http://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "labelstudio_backend.cli", "up", "--dir", str(folder), "--no-browser"]
+        settings = {"YOLONAS_TRAIN_MINUTES": "0.4", "YOLONAS_RECONCILE_SECONDS": "5", "PYTHONUNBUFFERED": "1"}
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [*command, "--weights", "untrained-n", "--port", str(port), "--backend-port", str(free_port())],
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | settings,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, text: str, seconds: float) -> None:
+        wait(lambda: text in self.output or self.process.poll() is not None, seconds, f"{text!r} in {self.output}")
+        assert text in self.output, self.output
+
+    def descendants(self) -> list[int]:
+        """Label Studio, the backend and its trainings: all that came from this process, whatever their session."""
+        parents = {}
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+        found = [self.process.pid]
+        for pid in found:
+            found += [child for child, parent in parents.items() if parent == pid]
+        return found[1:]
+
+    def stop(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(90)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "up"
+
+
+@pytest.mark.labelstudio
+@pytest.mark.timeout(1200)
+def test_up_makes_the_loop_run_stops_all_of_it_and_finds_it_again(folder: Path, tmp_path: Path) -> None:
+    port = free_port()
+    up = Up(folder, tmp_path / "first.txt", port)
+    try:
+        up.wait_for("Ctrl-C stops all of it", 900)
+        account = json.loads((folder / "account.json").read_text())
+        assert account["password"] in up.output
+        client = LabelStudio(up.url, account["token"])
+        (project,) = client.projects()
+        assert project["title"] == TITLE
+        assert (project["task_number"], project["num_tasks_with_annotations"]) == (SAMPLE_IMAGES, LABELLED_IMAGES)
+        assert project["show_collab_predictions"]
+        up.wait_for("-v1 serves", 300)
+        (registry,) = Registry(folder / "backend" / "projects").projects()
+        name = registry.current().name
+        wait(lambda: client.ml_backends(project["id"])[0]["title"] == name, 60, "title")
+        wait(lambda: client.count_predictions(project["id"], name) == SAMPLE_IMAGES, 120, "predictions")
+
+        second = Up(folder, tmp_path / "second.txt", port)
+        assert second.process.wait(60) == 1
+        assert "is in use by another `up`" in second.output
+
+        client.train(client.ml_backends(project["id"])[0]["id"])
+        up.wait_for("Training 2: 10 %", 120)
+        family = up.descendants()
+        assert len(family) >= 3, "Label Studio, the backend, a training"
+        assert up.stop(signal.SIGTERM) == 0
+        wait(lambda: not any(alive(pid) for pid in family), 10, "orphans")
+        assert not local_label_studio.answers(f"{up.url}/health")
+        job = Jobs(folder / "backend" / "jobs.sqlite").find()[-1]
+        assert (job.id, job.state) == (2, "queued")
+    finally:
+        up.process.kill()
+
+    up = Up(folder, tmp_path / "third.txt", port)
+    try:
+        up.wait_for("Ctrl-C stops all of it", 300)
+        assert [found["id"] for found in client.projects()] == [project["id"]]
+        up.wait_for("Training 2: ", 60)
+        backend = client.ml_backends(project["id"])[0]["url"]
+        assert httpx.get(f"{backend}/versions").json()["versions"][-1] == registry.current().name
+        wait(
+            lambda: Jobs(folder / "backend" / "jobs.sqlite").find()[-1].state in ("succeeded", "refused"), 240, "job 2"
+        )
+        family = up.descendants()
+        assert up.stop(signal.SIGINT) == 0
+        wait(lambda: not any(alive(pid) for pid in family), 10, "orphans")
+    finally:
+        up.process.kill()

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from yolonas.data.augment import Augmentation
-from yolonas.data.dataset import Batch, Draw, DrawSampler, TrainingSet, collate
+from yolonas.data.dataset import Batch, Draw, DrawSampler, TrainingSet, collate, start_worker
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.inference.letterbox import letterbox
 from yolonas.model import Preprocessing
@@ -32,7 +32,12 @@ def batches(data: LabelledImages, workers: int, cache: int = 0) -> list[Batch]:
     sampler = DrawSampler(len(dataset), 4, seed=3, min_samples=10)
     result = []
     loader = DataLoader(
-        dataset, batch_sampler=sampler, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        worker_init_fn=start_worker,
+        persistent_workers=workers > 0,
     )
     for epoch in range(2):
         sampler.epoch = epoch

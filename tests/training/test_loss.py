@@ -112,6 +112,14 @@ def test_padding_changes_nothing() -> None:
     assert loss(output, two).total == loss(output, more).total
 
 
+def test_assigning_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = random_output(((8, 12), (4, 6), (2, 3)), 4)
+    targets = Targets.pad([np.array([[5, 6, 50, 40]]), np.array([[20, 10, 90, 60]])], [np.array([1]), np.array([3])])
+    at_once = DetectionLoss(4)(output, targets)
+    monkeypatch.setattr("yolonas.training.loss.MAX_PAIRS", 1)
+    assert DetectionLoss(4)(output, targets) == at_once
+
+
 def test_gradient_step_lowers_the_loss_on_a_rectangular_canvas() -> None:
     output = RawOutput(
         *(tuple(m.requires_grad_() for m in part) for part in random_output(((8, 12), (4, 6), (2, 3)), 4))

@@ -237,6 +237,17 @@ def test_a_loss_that_is_not_finite_stops_with_advice(
         train(*data, recipe=RECIPE, out_dir=tmp_path, variant="n", device="cpu")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_went_missing_is_named(workers: int, tmp_path: Path) -> None:
+    few = make(tmp_path, 3)
+    few.images[1].path.unlink()
+    recipe = replace(RECIPE, workers=workers)
+    with pytest.raises(DataError) as caught:
+        train(few, LabelledImages(NAMES, []), recipe=recipe, out_dir=tmp_path / "out", variant="n", device="cpu")
+    assert str(caught.value).startswith(str(few.images[1].path))
+    assert "\n" not in str(caught.value)
+
+
 def test_stopped_at_once_leaves_weights(data: tuple[LabelledImages, LabelledImages], tmp_path: Path) -> None:
     result = train(*data, recipe=RECIPE, out_dir=tmp_path, variant="n", device="cpu", should_stop=lambda: True)
     assert result.stopped

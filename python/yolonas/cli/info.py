@@ -45,6 +45,8 @@ def info(weights: str, imgsz: int | None, as_json: bool) -> None:
     lines = [str(figures), f"thresholds     conf {checkpoint.conf:g}, iou {checkpoint.iou:g}"]
     lines += [] if path is None else [f"file           {path}, {path.stat().st_size / 1e6:.1f} MB"]
     lines += [] if checkpoint.license is None else [f"licence        {checkpoint.license}"]
-    lines += [f"record         {key}: {value}" for key, value in checkpoint.record.items()]
+    nested = [key for key, value in checkpoint.record.items() if isinstance(value, dict | list)]
+    lines += [f"record         {key}: {value}" for key, value in checkpoint.record.items() if key not in nested]
+    lines += [f"               and {', '.join(nested)}: see --json"] if nested else []
     for line in "\n".join(lines).splitlines():
         click.echo("\n".join(textwrap.wrap(line, 120, subsequent_indent=" " * 15)))

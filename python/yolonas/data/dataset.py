@@ -130,6 +130,11 @@ class DrawSampler(Sampler[list[Draw]]):
             yield [Draw(order[position], self.epoch, position, self.mosaic) for position in positions]
 
 
+def start_worker(worker: int) -> None:
+    """To be called in each worker process: the thread pool of OpenCV does not survive a fork."""
+    cv2.setNumThreads(0)
+
+
 def collate(views: Sequence[Labelled]) -> Batch:
     """A batch of views that share one canvas size."""
     pixels = torch.from_numpy(np.stack([view.image for view in views]))

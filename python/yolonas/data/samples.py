@@ -91,7 +91,7 @@ def draw(rng: Generator, height: int, width: int) -> tuple[NDArray[np.uint8], Ar
 
 def _part(rng: Generator, label: int, side: int, light: float) -> tuple[Array, Array]:
     """A lit part: colour [h, w, 3] 0..1 and alpha [h, w] 0..1, just large enough for it."""
-    radius = OVERSAMPLING * side * rng.uniform(0.045, 0.095)
+    radius = OVERSAMPLING * side * rng.uniform(0.052, 0.105)
     shapes: tuple[Callable[[Generator, float], tuple[Array, Array]], ...] = (_washer, _bolt, _nut)
     relief, mask = shapes[label](rng, radius)
     tint, gloss = METALS[rng.integers(len(METALS))]

@@ -16,6 +16,7 @@ from yolonas.data.targets import Targets
 from yolonas.model import RawOutput
 from yolonas.training.assigner import Assignment, atss, task_aligned
 
+MAX_PAIRS = 1 << 25  # of box and point that are compared at once; each takes some 40 bytes
 ANCHOR_CELLS = 5  # side of ATSS' anchor squares, in cells of the level
 
 
@@ -85,6 +86,16 @@ class DetectionLoss(nn.Module):
 
     def assign(self, scores: Tensor, boxes: Tensor, grid: Grid, targets: Targets) -> Assignment:
         """The assignment of predicted scores [B, A, C] and boxes [B, A, 4] in canvas px."""
+        images, pairs = len(scores), targets.boxes.shape[1] * scores.shape[1]
+        if images > 1 and images * pairs > MAX_PAIRS:
+            rows = max(1, MAX_PAIRS // pairs)
+            parts = [
+                self.assign(
+                    scores[k : k + rows], boxes[k : k + rows], grid, Targets(*(t[k : k + rows] for t in targets))
+                )
+                for k in range(0, images, rows)
+            ]
+            return Assignment(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
         if self.assigner == "atss":
             half = ANCHOR_CELLS * grid.strides / 2
             anchors = torch.cat([grid.points - half, grid.points + half], dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
@@ -16,7 +17,7 @@ Freeze = Literal["none", "backbone", "backbone+neck"]
 class Recipe:
     """The numbers of a training run; `Recipe.auto` sizes them, `dataclasses.replace` changes one.
 
-    The same recipe on the same data and the same kind of CPU gives the same weights, whatever `workers` and
+    The same recipe on the same data, kind of CPU and number of threads gives the same weights, whatever `workers` and
     `cache_bytes` are, unless `time_budget_s` cuts the run by the clock. Raises ValueError for numbers out of range.
     """
 
@@ -95,7 +96,7 @@ class Recipe:
             # An evaluated image costs about a fifth of a trained one; a quarter of the time may go there. Without
             # validation images there is only the checkpoint to write.
             evaluate_every=max(1, round(0.8 * n_val / draws)) if n_val else 10,
-            workers=4 if on_gpu else 0,
+            workers=min(4, max(1, (os.cpu_count() or 2) // 2)) if on_gpu else 0,
             time_budget_s=time_budget_s,
         )
         return replace(recipe, **changes)

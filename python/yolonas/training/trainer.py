@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +17,22 @@ from torch.utils.data import DataLoader
 from yolonas import checkpoint
 from yolonas.atomic import atomic_file
 from yolonas.checkpoint import Checkpoint
-from yolonas.data.dataset import Batch, Draw, DrawSampler, TrainingSet, collate
+from yolonas.data.dataset import Batch, Draw, DrawSampler, TrainingSet, collate, start_worker
 from yolonas.data.labelled import LabelledImages
 from yolonas.errors import CheckpointError, DataError, YolonasError
 from yolonas.evaluation import Metrics, evaluate, label_map
 from yolonas.inference.detector import Detector
 from yolonas.inference.device import resolve_device
-from yolonas.model import Preprocessing, YoloNAS
+from yolonas.model import YoloNAS
 from yolonas.training.ema import ModelEMA, calibrate
 from yolonas.training.loss import DetectionLoss
 from yolonas.training.recipe import Recipe
 from yolonas.training.report import EpochReport, write_csv, write_png
 from yolonas.training.schedule import Schedule
+from yolonas.training.start import first_model, parameter_groups
 
 RESUME_FILE = "resume.pt"
 CALIBRATION_IMAGES = 64
-FIRST_DISTANCE = 2.5  # cells from an anchor point to each side of the boxes that random weights begin with
 PNG_EVERY_S = 60.0
 FREE_ON_RESUME = ("workers", "cache_bytes", "time_budget_s")  # fields of the recipe that may differ when a run goes on
 
@@ -115,7 +115,7 @@ class _Run:
         self.out_dir, self.best, self.last = out_dir, out_dir / "best.safetensors", out_dir / "last.safetensors"
         self.license = start.license if start else None
         self.origin = f"random weights of {variant}" if start is None else "a checkpoint"
-        self.model: YoloNAS = _model(start, variant, train.names, recipe, class_sources)
+        self.model: YoloNAS = first_model(start, variant, train.names, recipe, class_sources)
         self.model = self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = [part for part in recipe.freeze.split("+") if part != "none"]
         for name in self.frozen:
@@ -125,7 +125,7 @@ class _Run:
         if device.type == "cuda":
             self.amp = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == torch.float16)
-        groups = _parameter_groups(self.model, recipe.weight_decay)
+        groups = parameter_groups(self.model, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
         self.ema = ModelEMA(self.model, recipe.ema_decay)
         self.loss = DetectionLoss(len(train.names), reg_max=self.model.reg_max, strides=self.model.strides)
@@ -143,6 +143,7 @@ class _Run:
             batch_sampler=self.sampler,
             collate_fn=collate,
             num_workers=recipe.workers,
+            worker_init_fn=start_worker,
             persistent_workers=recipe.workers > 0,
             pin_memory=device.type == "cuda",
         )
@@ -185,7 +186,7 @@ class _Run:
         self.sampler.mosaic = self.schedule.progress() < 1 - self.recipe.plain_share
         total, steps = torch.zeros(4, device=self.device), 0
         begun = time.monotonic()
-        for batch in self.loader:
+        for batch in self.batches():
             if self.should_stop is not None and self.should_stop():
                 return None
             total += self.train_step(batch)
@@ -200,6 +201,13 @@ class _Run:
         self.check_finite(total)
         self.train_seconds += time.monotonic() - begun
         return total / steps
+
+    def batches(self) -> Iterator[Batch]:
+        try:
+            yield from self.loader
+        except DataError as error:  # of an image; from a worker process the message is a whole traceback
+            reason = str(error).strip().splitlines()[-1].partition("DataError: ")
+            raise DataError(reason[2] or reason[0]) from error
 
     def train_step(self, batch: Batch) -> Tensor:
         """Forward, backward and update on one batch; returns its losses [4], detached."""
@@ -377,46 +385,3 @@ def read_resume(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises whatever a damaged file leads its readers to
         raise CheckpointError(f"{path} is damaged and cannot be resumed from: begin a new run") from error
     return state
-
-
-def _model(
-    start: Checkpoint | None, variant: str, names: tuple[str, ...], recipe: Recipe, sources: Mapping[str, str]
-) -> YoloNAS:
-    """The model to train, on the CPU, for `names` and a square canvas."""
-    if start is None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(recipe.seed)
-            model = YoloNAS(variant, len(names), class_names=names)
-        _narrow_first_boxes(model)
-        model.preprocessing = Preprocessing.square(recipe.image_size)
-        return model
-    if start.model.form != "training":
-        raise CheckpointError(f"a {start.model.form} checkpoint cannot be trained: start from the unfused one")
-    generator = torch.Generator().manual_seed(recipe.seed)
-    model = start.model.with_classes(names, generator=generator, sources=sources).requires_grad_(True)
-    size = recipe.image_size
-    model.preprocessing = replace(start.model.preprocessing, image_size=(size, size), resize_to=size)
-    return model
-
-
-@torch.no_grad()
-def _narrow_first_boxes(model: YoloNAS) -> None:
-    """Bias the box distributions so that untrained boxes are 5 cells wide, as ATSS' anchors are.
-
-    Without it they are 16 cells wide and overlap most objects so little that IoU^6 leaves next to nothing to learn
-    from: after 192 steps of 8 on 30 images of BCCD (n, 320 px) AP50 on 20 others was 0.53, with it 0.68.
-    """
-    decay = math.log(1 + 1 / FIRST_DISTANCE)  # of the geometric distribution with that mean
-    for level in model.heads.levels:
-        cast(Tensor, level.reg_pred.bias).copy_((-decay * torch.arange(model.reg_max + 1)).repeat(4))
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters, without weight decay for biases and batch norm."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if parameter.requires_grad:
-                (plain if isinstance(module, nn.BatchNorm2d) or name == "bias" else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]

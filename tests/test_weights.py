@@ -65,7 +65,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.delenv("YOLONAS_WEIGHTS", raising=False)
+    monkeypatch.delenv("YOLONAS_WEIGHTS_DIR", raising=False)
     monkeypatch.chdir(tmp_path / "here")
     return tmp_path
 
@@ -88,7 +88,7 @@ def test_an_existing_path_wins(places: Path) -> None:
 
 
 def test_places_are_searched_in_order(places: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("YOLONAS_WEIGHTS", str(places / "mine"))
+    monkeypatch.setenv("YOLONAS_WEIGHTS_DIR", str(places / "mine"))
     cached = places / "cache" / "yolonas" / "weights" / f"{NAME}.pth"
     cached.parent.mkdir(parents=True)
     for file in (cached, places / "mine" / "yolo_nas_x.pt", places / "here" / f"{NAME}.safetensors"):

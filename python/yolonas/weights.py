@@ -57,7 +57,7 @@ PUBLISHED = {
 def resolve(name_or_path: str | Path, *, published: Mapping[str, Published] = PUBLISHED) -> Path:
     """The file of a checkpoint: an existing path itself, or the file of the published weights of that name.
 
-    Published weights are looked for in the current folder, in the folder $YOLONAS_WEIGHTS and in the cache, and
+    Published weights are looked for in the current folder, in the folder $YOLONAS_WEIGHTS_DIR and in the cache, and
     otherwise downloaded into the cache if their SHA-256 is right. A name may carry a suffix (`yolo_nas_s.pt`).
     Raises WeightsError, with what to do, for a name that is not known and for weights that cannot be had.
     """
@@ -70,8 +70,8 @@ def resolve(name_or_path: str | Path, *, published: Mapping[str, Published] = PU
         raise WeightsError(f"{path} is {hint}, and no name of published weights ({', '.join(published)})")
     weights = published[name]
     places = [Path(), cache_folder()]
-    if os.environ.get("YOLONAS_WEIGHTS"):
-        places.insert(1, Path(os.environ["YOLONAS_WEIGHTS"]).expanduser())
+    if os.environ.get("YOLONAS_WEIGHTS_DIR"):
+        places.insert(1, Path(os.environ["YOLONAS_WEIGHTS_DIR"]).expanduser())
     candidates = [place / file for place in places for file in (weights.file, *weights.other_files)]
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     show_license_once()

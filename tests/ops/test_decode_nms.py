@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -104,6 +105,14 @@ def test_numpy_door_gives_the_same_bits() -> None:
     arrays = [[m.numpy() for m in group] for group in maps]
     for a, b in zip(npops.decode_nms(*arrays, STRIDES, **SETTINGS), expected, strict=True):
         assert (a == b.numpy()).all()
+
+
+def test_numpy_scalars_are_numbers() -> None:
+    class_logits, box_logits = head_output(2)
+    options = {"score_threshold": np.float32(0.25), "iou_threshold": np.float64(0.6), "max_detections": np.int64(9)}
+    out = ops.decode_nms(class_logits, box_logits, np.array(STRIDES), **options)
+    arrays = [m.numpy() for m in class_logits], [m.numpy() for m in box_logits]
+    assert (npops.decode_nms(*arrays, np.array(STRIDES), **options).boxes == out.boxes.numpy()).all()
 
 
 def test_16_bit_inputs_compute_in_float32() -> None:
@@ -263,6 +272,8 @@ BAD_ARGUMENTS = [
     ({"iou_threshold": 1.5}, ValueError, "iou_threshold must be from 0 to 1, not 1.5"),
     ({"pre_nms_top_k": 0}, ValueError, "pre_nms_top_k must be a positive integer, not 0"),
     ({"max_detections": -3}, ValueError, "max_detections must be a positive integer, not -3"),
+    ({"score_threshold": "a"}, TypeError, "score_threshold must be a number from 0 to 1, not 'a'"),
+    ({"max_detections": 2.5}, TypeError, "max_detections must be a positive integer, not 2.5"),
     ({"strides": (8, 16)}, ValueError, "one stride for each of the 3 levels"),
     ({"strides": (8, 16, math.nan)}, ValueError, "strides must be positive"),
 ]
@@ -296,6 +307,10 @@ def test_bad_maps_are_named() -> None:
         call([m.half() for m in class_logits], box_logits)
     with pytest.raises(ValueError, match="on one device"):
         call([m.to("meta") for m in class_logits], box_logits)
+    with pytest.raises(TypeError, match="class_logits must be a list with a tensor per level, not Tensor"):
+        call(class_logits[0], box_logits)
+    with pytest.raises(TypeError, match=r"box_logits\[1\] must be a tensor, not NoneType"):
+        call(class_logits, [box_logits[0], None, box_logits[2]])
     with pytest.raises(ValueError, match="1 to 8 levels"):
         ops.decode_nms([], [], (), **SETTINGS)
 

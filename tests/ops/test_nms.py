@@ -116,7 +116,7 @@ def test_bad_arguments_are_named() -> None:
         ops.nms(boxes.long(), scores, 0.5)
     with pytest.raises(TypeError, match=r"labels must be integers, not torch\.float32"):
         ops.batched_nms(boxes, scores, scores, 0.5)
-    with pytest.raises(TypeError, match="use nms"):
+    with pytest.raises(TypeError, match="labels must be a tensor, not NoneType"):
         ops.batched_nms(boxes, scores, None, 0.5)
     with pytest.raises(ValueError, match="on one device"):
         ops.nms(boxes, scores.to("meta"), 0.5)

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -29,7 +30,10 @@ void parallel_for(int64_t count, int threads, const Body& body) {
     };
     std::vector<std::thread> pool;
     pool.reserve(workers - 1);
-    for (int worker = 1; worker < workers; ++worker) pool.emplace_back(work, worker);
+    try {
+        for (int worker = 1; worker < workers; ++worker) pool.emplace_back(work, worker);
+    } catch (const std::system_error&) {  // the process may start no more threads: those there are do the work
+    }
     work(0);
     for (auto& thread : pool) thread.join();
     for (const auto& error : errors)

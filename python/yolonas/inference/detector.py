@@ -65,10 +65,10 @@ class Detector:
         Raises DataError at the first image that cannot be read (`stream` goes on), ValueError for an option out of
         range. In a list the detections of files do not keep the pixels.
         """
-        found = list(self.stream(source, conf, iou, max_det, batch, imgsz, on_error=_raise))
+        stream = self.stream(source, conf, iou, max_det, batch, imgsz, on_error=_raise)
         if is_single(source):
-            return found[0]
-        return [d if d.path is None else dataclasses.replace(d, image=None) for d in found]
+            return next(stream)
+        return [d if d.path is None else dataclasses.replace(d, image=None) for d in stream]
 
     def stream(
         self,

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 
 def threshold(value: float, name: str) -> float:
     """A number in 0..1, or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} must be a number from 0 to 1, not {value!r}")
-    if not 0.0 <= value <= 1.0:  # false for NaN too
-        raise ValueError(f"{name} must be from 0 to 1, not {value}")
-    return float(value)
+    number = float(value)
+    if not 0.0 <= number <= 1.0:  # false for NaN too
+        raise ValueError(f"{name} must be from 0 to 1, not {number}")
+    return number
 
 
 def positive(value: int, name: str) -> int:
     """A positive integer, or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be a positive integer, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be a positive integer, not {value}")
-    return value
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name} must be a positive integer, not {number}")
+    return number
 
 
 def level_strides(strides: Sequence[float], levels: int, most: int) -> list[float]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yolonas.ops import arguments
 from yolonas.ops import registration as registration
 
 
@@ -56,15 +57,15 @@ def decode_nms(
     """
     return Decoded(
         *torch.ops.yolonas.decode_nms(
-            class_logits,
-            box_logits,
-            list(strides),
-            score_threshold,
-            iou_threshold,
-            pre_nms_top_k,
-            max_detections,
-            multi_label,
-            class_agnostic,
+            _maps(class_logits, "class_logits"),
+            _maps(box_logits, "box_logits"),
+            [float(stride) for stride in strides],
+            arguments.threshold(score_threshold, "score_threshold"),
+            arguments.threshold(iou_threshold, "iou_threshold"),
+            arguments.positive(pre_nms_top_k, "pre_nms_top_k"),
+            arguments.positive(max_detections, "max_detections"),
+            bool(multi_label),
+            bool(class_agnostic),
         )
     )
 
@@ -83,7 +84,7 @@ def dfl_decode(box_logits: Sequence[Tensor], strides: Sequence[float]) -> Tensor
     Raises:
         ValueError, TypeError: naming the argument that does not fit.
     """
-    boxes: Tensor = torch.ops.yolonas.dfl_decode(box_logits, list(strides))
+    boxes: Tensor = torch.ops.yolonas.dfl_decode(_maps(box_logits, "box_logits"), [float(s) for s in strides])
     return boxes
 
 
@@ -101,7 +102,9 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     Raises:
         ValueError, TypeError: naming the argument that does not fit.
     """
-    keep: Tensor = torch.ops.yolonas.batched_nms(boxes, scores, None, iou_threshold)
+    keep: Tensor = torch.ops.yolonas.batched_nms(
+        _tensor(boxes, "boxes"), _tensor(scores, "scores"), None, arguments.threshold(iou_threshold, "iou_threshold")
+    )
     return keep
 
 
@@ -120,7 +123,22 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
     Raises:
         ValueError, TypeError: naming the argument that does not fit.
     """
-    if labels is None:
-        raise TypeError("labels must be a tensor of integers [N], not None: use nms for boxes of one class")
-    keep: Tensor = torch.ops.yolonas.batched_nms(boxes, scores, labels, iou_threshold)
+    keep: Tensor = torch.ops.yolonas.batched_nms(
+        _tensor(boxes, "boxes"),
+        _tensor(scores, "scores"),
+        _tensor(labels, "labels"),
+        arguments.threshold(iou_threshold, "iou_threshold"),
+    )
     return keep
+
+
+def _tensor(value: Tensor, name: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
+    return value
+
+
+def _maps(maps: Sequence[Tensor], name: str) -> list[Tensor]:
+    if not isinstance(maps, list | tuple):
+        raise TypeError(f"{name} must be a list with a tensor per level, not {type(maps).__name__}")
+    return [_tensor(m, f"{name}[{level}]") for level, m in enumerate(maps)]

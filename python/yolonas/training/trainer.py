@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -116,6 +118,7 @@ class _Run:
         self.license = start.license if start else None
         self.origin = f"random weights of {variant}" if start is None else "a checkpoint"
         self.model: YoloNAS = first_model(start, variant, train.names, recipe, class_sources)
+        self.first_weights = weights_checksum(self.model)
         self.model = self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = [part for part in recipe.freeze.split("+") if part != "none"]
         for name in self.frozen:
@@ -332,8 +335,10 @@ class _Run:
             "recipe": self.recipe.to_dict(),
             "data": self.fingerprint(),
         }
+        data = io.BytesIO()  # torch.save on a full disk raises a riddle; the write below raises OSError
+        torch.save(state, data)
         with atomic_file(self.out_dir / RESUME_FILE) as file:
-            torch.save(state, file)
+            file.write(data.getbuffer())
 
     def restore(self) -> None:
         """Take up the state in `out_dir`, where there is one."""
@@ -364,7 +369,7 @@ class _Run:
     def fingerprint(self) -> list[Any]:
         """What must be the same for a run to go on."""
         parts = [[len(data), data.objects, list(data.names)] for data in (self.train, self.val)]
-        return [self.model.variant, *parts]
+        return [self.model.variant, self.first_weights, *parts]
 
     def result(self, *, stopped: bool) -> TrainResult:
         if self.epoch < self.recipe.evaluate_every and stopped:  # nothing saved yet: leave the weights as they are
@@ -374,6 +379,14 @@ class _Run:
         return TrainResult(
             self.best, self.last, self.metrics, self.epoch, seconds, self.images_per_second(), stopped=stopped
         )
+
+
+def weights_checksum(model: nn.Module) -> int:
+    """CRC-32 of the weights: whether two runs begin from the same."""
+    checksum = 0
+    for tensor in model.state_dict().values():
+        checksum = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), checksum)
+    return checksum
 
 
 def read_resume(path: Path) -> dict[str, Any]:

@@ -172,6 +172,8 @@ def test_resume_refuses_what_does_not_fit(data: tuple[LabelledImages, LabelledIm
         train(*data, recipe=replace(recipe, lr=0.5, seed=7), **options)
     with pytest.raises(CheckpointError, match="other data"):
         train(data[0], LabelledImages(NAMES, []), recipe=recipe, **options)
+    with pytest.raises(CheckpointError, match="another model"):
+        train(*data, recipe=recipe, start=Checkpoint(YoloNAS("n", 2, class_names=NAMES)), **options)
     (tmp_path / RESUME_FILE).write_bytes(b"half a file")
     with pytest.raises(CheckpointError, match=r"resume\.pt is damaged"):
         train(*data, recipe=recipe, **options)

@@ -193,7 +193,8 @@ def _json(status: int, content: Any) -> Response:
 
 
 def _learning(settings: Settings, registry: Registry, client: LabelStudio, service: Service) -> Learning:
-    from labelstudio_backend.jobs import JobRunner, Jobs
+    from labelstudio_backend.job_runner import JobRunner
+    from labelstudio_backend.jobs import Jobs
     from labelstudio_backend.reconcile import Reconciler
 
     jobs = Jobs(settings.state_dir / "jobs.sqlite")

@@ -6,15 +6,48 @@ import importlib
 import logging
 import os
 import socket
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-import click
-from pydantic import ValidationError
-
-from labelstudio_backend.settings import Settings
 from yolonas.errors import YolonasError
 
+
+def _missing(error: ModuleNotFoundError) -> str | None:
+    """What to say where the extra is not installed; None for a module of our own."""
+    package = (error.name or "").partition(".")[0].replace("_", "-")
+    if package in ("", "yolonas", "labelstudio-backend"):
+        return None
+    return f"yolonas-labelstudio needs {package}, which is not installed: pip install 'yolonas[labelstudio]'"
+
+
+try:
+    import click
+    from pydantic import ValidationError
+
+    from labelstudio_backend.settings import Settings
+except ModuleNotFoundError as error:
+    if (sentence := _missing(error)) is None:
+        raise
+    raise SystemExit(f"Error: {sentence}") from error
+
+if TYPE_CHECKING:
+    from labelstudio_backend.registry import ProjectRegistry
+
 _COMMANDS = {"up": "labelstudio_backend.up"}  # imported when called
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """What a person can mend is said in one sentence, with exit code 1."""
+    try:
+        yield
+    except (YolonasError, FileNotFoundError) as error:
+        raise click.ClickException(str(error)) from error
+    except ModuleNotFoundError as error:
+        if (sentence := _missing(error)) is None:
+            raise
+        raise click.ClickException(sentence) from error
 
 
 class _Group(click.Group):
@@ -23,15 +56,14 @@ class _Group(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in _COMMANDS:
-            command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
+            with _one_sentence():
+                command = getattr(importlib.import_module(_COMMANDS[cmd_name]), cmd_name)
             return command if isinstance(command, click.Command) else None
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _one_sentence():
             return super().invoke(ctx)
-        except (YolonasError, FileNotFoundError) as error:
-            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=_Group)
@@ -110,7 +142,24 @@ def describe(settings: Settings, start: str) -> list[str]:
         except YolonasError as error:
             served = str(error)
         lines.append(f"Project        {project.project_id} of {project.metadata().get('hostname') or '?'} {served}.")
+        lines += [f"               {line}" for line in _mapping(project)]
     return lines
+
+
+def _mapping(project: ProjectRegistry) -> list[str]:
+    """Which classes become which labels of a project, a line for each control, or why that is not known."""
+    from labelstudio_backend.registry import RegistryError, class_names
+    from labelstudio_backend.service import describe_mapping, served_controls
+
+    try:
+        version = project.current()
+    except RegistryError:
+        return []
+    try:
+        controls = served_controls(project.label_config)
+        return describe_mapping(controls, class_names(version), version) if controls else []
+    except YolonasError as error:
+        return [f"no predictions: {error}"]
 
 
 def _training(settings: Settings) -> str:

@@ -37,7 +37,8 @@ class LabelStudioError(YolonasError):
 class LabelStudio:
     """A Label Studio at `url` (sub-paths allowed), called with a legacy token or a personal access token.
 
-    Safe for several threads. Idempotent calls are tried again on connection errors, 429, 502, 503 and 504.
+    Safe for several threads. Calls are tried again on connection errors, 429, 502, 503 and 504; a POST, which may have
+    been carried out, only where nobody listened, or on 429. (PATCH is called with whole values, and may be repeated.)
     """
 
     def __init__(
@@ -306,7 +307,7 @@ class LabelStudio:
                     self.forget_access()
                     if not last:
                         continue
-                retry = answer.status_code in (429, 502, 503, 504) and (method != "POST" or answer.status_code != 504)
+                retry = answer.status_code == 429 or (method != "POST" and answer.status_code in (502, 503, 504))
                 if last or not retry:
                     if answer.is_success:
                         return answer

@@ -69,9 +69,13 @@ def class_names(controls: Sequence[Control]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label for control in controls if not control.skip for label in control.labels))
 
 
-def class_sources(controls: Sequence[Control]) -> dict[str, str]:
-    """Label -> the class of a base model that it may start from, by `predicted_values`."""
-    return {label: names[0] for control in controls for label, names in control.predicted_values.items() if names}
+def class_sources(controls: Sequence[Control]) -> dict[str, tuple[str, ...]]:
+    """Label -> the classes of a base model that it may start from, by `predicted_values`, the best one first."""
+    sources: dict[str, tuple[str, ...]] = {}
+    for control in controls:
+        for label, names in control.predicted_values.items():
+            sources[label] = tuple(dict.fromkeys((*sources.get(label, ()), *names)))
+    return sources
 
 
 def labelled_images(

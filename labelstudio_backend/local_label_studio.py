@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -193,6 +193,14 @@ class Process:
         self._popen.wait()
 
 
+def past_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a child that talks to loopback, which a proxy of the outside world cannot reach."""
+    named = f"{environment.get('no_proxy', '')},{environment.get('NO_PROXY', '')},127.0.0.1,localhost"
+    hosts = list(dict.fromkeys(host.strip() for host in named.split(",") if host.strip()))
+    hosts = ["*"] if "*" in hosts else hosts  # a star counts only where it stands alone
+    return {**environment, "NO_PROXY": ",".join(hosts), "no_proxy": ",".join(hosts)}
+
+
 def answers(url: str, seconds: float = 2.0) -> bool:
     """Whether a GET of `url` is answered with a 2xx status."""
     try:
@@ -217,7 +225,7 @@ def start(data_dir: Path, port: int, account: Account, *, local_files: Path | No
     data_dir.mkdir(parents=True, exist_ok=True)
     url = f"http://127.0.0.1:{port}"
     environment = {
-        **os.environ,
+        **past_proxies(os.environ),
         "LABEL_STUDIO_BASE_DATA_DIR": str(data_dir.absolute()),
         "LABEL_STUDIO_USERNAME": account.email,
         "LABEL_STUDIO_PASSWORD": account.password,

@@ -64,8 +64,8 @@ class Models:
 
     def names(self, version: Version) -> tuple[str, ...] | None:
         """The classes of a version where they are known without loading it."""
-        if version.weights == UNTRAINED:
-            return tuple(version.record["labels"])
+        if version.labels is not None:
+            return version.labels
         with self._guard:
             return self._names.get(_key(version))
 

@@ -6,6 +6,7 @@ minute, and after every job.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -19,6 +20,7 @@ from labelstudio_backend.corrections import corrections, new_since
 from labelstudio_backend.jobs import Job, Jobs
 from labelstudio_backend.registry import ProjectRegistry, Registry, Version
 from labelstudio_backend.settings import Settings
+from yolonas.errors import YolonasError
 
 if TYPE_CHECKING:
     from labelstudio_backend.service import Service
@@ -27,10 +29,11 @@ log = logging.getLogger(__name__)
 
 DEBOUNCE_SECONDS = 2.0  # a burst of webhooks is looked into once
 RECOUNT_SECONDS = 600.0  # deleted annotations leave no trace in `updated_at`
-RETRY_SECONDS = 600.0  # between trainings queued by ourselves when the last one could not even pull the annotations
+RETRY_SECONDS = 600.0  # between trainings queued by ourselves after one that failed, doubled with each further one
 TITLE_TRIES = 4
 # Label Studio waits 100 s for a /predict and the backend stops at 80 s; one chunk should stay far below both.
 CHUNK_SECONDS = 20.0
+TURN_SECONDS = 60.0  # then other projects have their turn
 LARGEST_CHUNK = 50
 LONGEST_WAIT = 3600.0
 
@@ -42,8 +45,10 @@ class _Known:
     manifest: dict[str, str] = field(default_factory=dict)
     seen: str = ""  # `updated_at` of the latest annotated task
     counted: float = -1e9  # when the annotations were last counted from scratch
-    predicted: tuple[str, int] | None = None  # version and number of tasks that all have its predictions
-    asked: tuple[str, int] | None = None  # the same, where some tasks gave no prediction
+    goal: tuple[str, int] | None = None  # version and number of tasks: what is being predicted again
+    tried: set[int] = field(default_factory=set)  # tasks asked for it so far
+    asked: tuple[str, int] | None = None  # the goal for which every task was asked
+    predicted: tuple[str, int] | None = None  # the goal for which every task has its prediction
     failures: int = 0
     retry: float = 0.0
     chunk: int = 4
@@ -109,25 +114,33 @@ class Reconciler:
     def _loop(self) -> None:
         regular = time.monotonic()
         while not self._stopping.is_set():
-            now = time.monotonic()
-            with self._lock:
-                due = [key for key, when in self._hinted.items() if when <= now]
-                for key in due:
-                    del self._hinted[key]
-            if now >= regular:
-                due = list(dict.fromkeys([*due, *(project.key for project in self._registry.projects())]))
-            reached = self._reconcile_all(due)
-            now = time.monotonic()
-            if due and not reached:
-                # Label Studio is away: 1, 2, 4, ... times the interval, ten minutes at most
-                self._away += 1
-                regular = now + min(self._settings.reconcile_seconds * 2 ** min(self._away - 1, 8), 600.0)
-            elif due and now >= regular:
-                regular = now + self._settings.reconcile_seconds
+            try:
+                regular = self._look_around(regular)
+            except Exception:  # the state folder cannot be read, for instance
+                log.exception("the projects could not be looked at; will look again")
+                regular = time.monotonic() + self._settings.reconcile_seconds
             with self._lock:
                 soonest = min([regular, *self._hinted.values()])
             self._wake.wait(max(0.05, soonest - time.monotonic()))
             self._wake.clear()
+
+    def _look_around(self, regular: float) -> float:
+        """Reconcile the projects that were hinted at and, from `regular` on, all; returns when that is next."""
+        now = time.monotonic()
+        with self._lock:
+            due = [key for key, when in self._hinted.items() if when <= now]
+            for key in due:
+                del self._hinted[key]
+        everything = now >= regular
+        if everything:
+            due = list(dict.fromkeys([*due, *(project.key for project in self._registry.projects())]))
+        reached = self._reconcile_all(due)
+        if not reached:
+            # Label Studio is away: 1, 2, 4, ... times the interval, ten minutes at most
+            self._away += 1
+            wait: float = self._settings.reconcile_seconds * 2 ** min(self._away - 1, 8)
+            return time.monotonic() + min(wait, 600.0)
+        return time.monotonic() + self._settings.reconcile_seconds if everything else regular
 
     def _reconcile_all(self, keys: list[str]) -> bool:
         """Reconcile these projects; whether Label Studio answered at all."""
@@ -140,6 +153,9 @@ class Reconciler:
                 reached = True
             except LabelStudioError as error:
                 reached = reached or error.status is not None
+                self._say(key, f"not in step with Label Studio, will look again: {error}")
+            except YolonasError as error:
+                reached = True
                 self._say(key, f"not in step with Label Studio, will look again: {error}")
             except Exception:
                 reached = True
@@ -178,7 +194,7 @@ class Reconciler:
 
     def _count(self, project: ProjectRegistry, known: _Known) -> None:
         every = self._settings.train_every
-        if every == 0 or self._jobs.find(project.key, states=("queued", "running")):
+        if every == 0 or self._jobs.find(project.key, states=("queued", "running"), brief=True):
             return
         fresh = time.monotonic() - known.counted > RECOUNT_SECONDS
         filters = []
@@ -192,13 +208,16 @@ class Reconciler:
         known.seen = max([known.seen, *(task["updated_at"] for task in tasks)])
         if fresh:
             known.counted = time.monotonic()
-        earlier = self._jobs.find(project.key)
-        learnt = next((job.manifest for job in reversed(earlier) if job.manifest is not None), None)
-        count = new_since(known.manifest, learnt)
+        earlier = self._jobs.find(project.key, brief=True)
+        in_vain = list(itertools.takewhile(lambda job: job.state in ("failed", "cancelled"), reversed(earlier)))
+        learnt = self._jobs.get(earlier[-1 - len(in_vain)].id) if len(in_vain) < len(earlier) else None
+        count = new_since(known.manifest, None if learnt is None else learnt.manifest)
         if count < every:
             return
-        if earlier and earlier[-1].manifest is None and time.time() - earlier[-1].created < RETRY_SECONDS:
-            return
+        if in_vain:
+            wait = min(RETRY_SECONDS * 2 ** min(len(in_vain) - 1, 10), LONGEST_WAIT)
+            if time.time() - (in_vain[0].finished or in_vain[0].created) < wait:
+                return
         job = self._jobs.enqueue(project.key, f"{count} newly corrected tasks")
         log.info("project %s: %d newly corrected tasks, training queued as job %d", project.key, count, job)
 
@@ -261,41 +280,37 @@ class Reconciler:
             raise LabelStudioError(f"project.model_version stays {shown!r}, not {version.name!r}")
 
     def _predict_again(self, project: ProjectRegistry, known: _Known, version: Version, task_number: int) -> None:
-        """Have Label Studio ask for the predictions that this version has not given yet, in chunks."""
+        """Have Label Studio ask for the predictions that this version has not given yet, in chunks, for one turn."""
         goal = (version.name, task_number)
         if known.predicted == goal or (known.asked == goal and time.monotonic() < known.retry):
             return
-        missing = self._missing(project, version)
-        if known.asked != goal:
-            known.failures = 0
-        before, began = len(missing), time.monotonic()
-        position = 0
-        while position < len(missing):
+        if known.goal != goal:
+            known.goal, known.failures, known.tried = goal, 0, set()
+        missing = [task for task in self._missing(project, version) if task not in known.tried]
+        began = time.monotonic()
+        while missing:
             if self._stopping.is_set() or project.current().name != version.name:
                 return
-            chunk = missing[position : position + known.chunk]
+            chunk, missing = missing[: known.chunk], missing[known.chunk :]
             started = time.monotonic()
             try:
                 self._client.retrieve_predictions(project.project_id, chunk)
             except LabelStudioError:
                 known.chunk = max(1, known.chunk // 2)
                 raise
-            position += len(chunk)
+            known.tried.update(chunk)
             seconds = max(time.monotonic() - started, 0.1)
             known.chunk = max(1, min(LARGEST_CHUNK, known.chunk * 2, int(len(chunk) * CHUNK_SECONDS / seconds)))
+            if missing and time.monotonic() - began > TURN_SECONDS:
+                self._look(project.key, time.monotonic())  # other projects have their turn first
+                return
         # "Retrieved N predictions" is also said when the backend failed.
-        left = self._missing(project, version) if missing else []
+        left = self._missing(project, version) if known.tried else []
         self._drop_twins(project, version, task_number - len(left))
-        if before:
-            log.info(
-                "project %s: %d of %d tasks predicted with %s in %.0f s",
-                project.key,
-                before - len(left),
-                before,
-                version.name,
-                time.monotonic() - began,
-            )
-        known.asked, known.predicted = goal, None if left else goal
+        if known.tried:
+            done, asked = len(known.tried) - len(left), len(known.tried)
+            log.info("project %s: %d of %d tasks predicted with %s", project.key, done, asked, version.name)
+        known.asked, known.predicted, known.tried = goal, None if left else goal, set()
         if left:
             known.failures += 1
             known.retry = time.monotonic() + min(60.0 * 2 ** min(known.failures - 1, 10), LONGEST_WAIT)

@@ -7,7 +7,7 @@
 
 A version is written into a temporary folder, flushed to disk and renamed into place, so a kill or a full disk at any
 moment leaves either no new version or a whole one, and the old version serving. Nothing is cached in memory: other
-processes may publish, and readers take no locks.
+processes may publish. Writers of a project take turns by a lock, held for milliseconds; readers take none.
 """
 
 from __future__ import annotations
@@ -67,6 +67,12 @@ class Version:
     def weights(self) -> str:
         """A trained version's own checkpoint file; a start version's file, published name or `untrained-n`."""
         return str(self.path / CHECKPOINT) if self.trained else str(self.record["weights"])
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The classes of a version whose classes are the project's labels; None where its record has none."""
+        labels = self.record.get("labels")
+        return None if labels is None else tuple(labels)
 
 
 def normal_hostname(hostname: str) -> str:
@@ -225,12 +231,13 @@ class ProjectRegistry:
         start: dict[str, Any] = {"kind": START, "weights": weights, "stamp": _stamp(weights)}
         if weights == UNTRAINED:
             start["labels"] = list(labels)
-        with _locked(self.path):  # two /setup calls arrive when a backend is added
+        with self._writing(), _locked(self.path):  # two /setup calls arrive when a backend is added
             with contextlib.suppress(RegistryError):
                 version = self.current()
                 if version.trained or {key: version.record.get(key) for key in start} == start:
                     return version
-            return self._add(start, checkpoint=None)
+            with self._temporary() as folder:
+                return self._add(folder, start)
 
     def publish(self, checkpoint: Path, record: Mapping[str, Any]) -> Version:
         """Copy a trained checkpoint into a new version and make it current.
@@ -240,10 +247,18 @@ class ProjectRegistry:
         """
         if not Path(checkpoint).is_file():
             raise FileNotFoundError(f"no checkpoint to publish at {checkpoint}")
-        return self._add({**record, "kind": TRAINED}, checkpoint=Path(checkpoint))
+        with self._writing(), self._temporary() as folder:
+            shutil.copyfile(checkpoint, folder / CHECKPOINT)  # before the lock: /setup must not wait for it
+            _sync_file(folder / CHECKPOINT)
+            with _locked(self.path):
+                return self._add(folder, {**record, "kind": TRAINED})
 
     def activate(self, number: int) -> Version:
-        """Make an existing version current."""
+        """Make an existing version current; RegistryError when there is none."""
+        with _locked(self.path):
+            return self._activate(number)
+
+    def _activate(self, number: int) -> Version:
         version = self.version(number)
         _write_json(self.path / "current", {"version": number})
         return version
@@ -253,42 +268,41 @@ class ProjectRegistry:
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(name[1:]) for name in names if name[:1] == "v" and name[1:].isdecimal())
 
-    def _add(self, record: dict[str, Any], checkpoint: Path | None) -> Version:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RegistryError(
+                f"the new version of project {self.key} could not be written to {self.path / 'versions'} "
+                f"({error.strerror or error}), so the old one goes on serving; free disk space or mend its permissions"
+            ) from error
+
+    @contextlib.contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """A folder to make a version in, gone at the end unless `_add` moved it into place."""
+        versions = self.path / "versions"
+        versions.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=versions))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _add(self, folder: Path, record: dict[str, Any]) -> Version:
+        """Make a version of the folder and make it current; the caller holds the lock."""
         try:
             parent: int | None = self.current().number
         except RegistryError:
             parent = None
-        versions = self.path / "versions"
-        try:
-            versions.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=versions))
-            try:
-                if checkpoint is not None:
-                    shutil.copyfile(checkpoint, temporary / CHECKPOINT)
-                    _sync_file(temporary / CHECKPOINT)
-                number = max(self._numbers(), default=-1) + 1
-                while True:
-                    record = {**record, "number": number, "parent": parent, "published": time.time()}
-                    (temporary / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-                    _sync_file(temporary / RECORD)
-                    _sync_folder(temporary)
-                    try:
-                        temporary.rename(versions / f"v{number}")  # fails if the folder exists: it is never empty
-                        break
-                    except OSError:
-                        if not (versions / f"v{number}").exists():
-                            raise
-                        number += 1
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
-            _sync_folder(versions)
-            return self.activate(number)
-        except OSError as error:
-            raise RegistryError(
-                f"the new version of project {self.key} could not be written to {versions} "
-                f"({error.strerror or error}), so the old one goes on serving; free disk space or mend its permissions"
-            ) from error
+        number = max(self._numbers(), default=-1) + 1
+        record = {**record, "number": number, "parent": parent, "published": time.time()}
+        (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+        _sync_file(folder / RECORD)
+        _sync_folder(folder)
+        folder.rename(self.path / "versions" / f"v{number}")
+        _sync_folder(self.path / "versions")
+        return self._activate(number)
 
 
 def load_checkpoint(version: Version) -> Checkpoint:
@@ -309,6 +323,19 @@ def load_checkpoint(version: Version) -> Checkpoint:
         torch.manual_seed(0)
         model = YoloNAS("n", num_classes=len(labels), class_names=labels).eval()
     return checkpoint.Checkpoint(model=model, record={"start": UNTRAINED})
+
+
+def class_names(version: Version) -> tuple[str, ...]:
+    """The classes of a version, without a download; raises YolonasError for a file that cannot be read."""
+    if version.labels is not None:
+        return version.labels
+    if not version.trained and version.record.get("stamp") is None:  # no file
+        from yolonas.model.config import COCO_NAMES
+
+        return COCO_NAMES  # what is published is trained on COCO
+    from yolonas import checkpoint
+
+    return checkpoint.load(version.weights).model.class_names
 
 
 def choose_weights(wanted: str) -> tuple[str, str]:
@@ -388,7 +415,7 @@ def _in_use(leftover: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One writer of a project's metadata at a time, over threads and processes; held for milliseconds."""
+    """One writer of a project at a time, over threads and processes; not to be taken twice by one."""
     with (path / ".lock").open("a") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield

@@ -29,16 +29,22 @@ def label_config(names: Sequence[str], **attributes: str) -> str:
 
 
 def upload(client: LabelStudio, project: int, data: LabelledImages) -> list[int]:
-    """Upload the images, one task each; returns the task of every image, in the order of the images."""
-    for start in range(0, len(data), _UPLOADS):
-        part = data.images[start : start + _UPLOADS]
+    """Upload the images that are not there, one task each; returns the task of every image, in the images' order."""
+    there = _tasks_by_name(client, project)
+    missing = [image for image in data.images if image.path.name not in there]
+    for start in range(0, len(missing), _UPLOADS):
+        part = missing[start : start + _UPLOADS]
         client.upload_files(project, [(image.path.name, image.path.read_bytes()) for image in part])
+    there = _tasks_by_name(client, project)
+    return [there[image.path.name] for image in data.images]
+
+
+def _tasks_by_name(client: LabelStudio, project: int) -> dict[str, int]:
     # Label Studio stores "<8 hex digits>-<name>".
-    by_name = {
+    return {
         str(task["data"]["image"]).rpartition("/")[2].partition("-")[2]: int(task["id"])
         for task in client.iter_tasks(project, fields="task_only")
     }
-    return [by_name[image.path.name] for image in data.images]
 
 
 def annotate(client: LabelStudio, task: int, image: LabelledImage, names: Sequence[str], **values: Any) -> None:

@@ -55,6 +55,7 @@ class Service:
         self._running = threading.Lock()  # one forward pass at a time: more would only share the same cores
         self._fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
         self._told: dict[str, str] = {}
+        self._telling = threading.Lock()  # of _told
         self._closing = False
 
     def close(self) -> None:
@@ -82,14 +83,17 @@ class Service:
     # -- /setup, /versions -------------------------------------------------------------------------------------
 
     def setup(self, body: Mapping[str, Any]) -> dict[str, str]:
-        """Make the project known and name its current version; loads nothing. Raises BadRequestError, RegistryError."""
+        """Make the project known and name its current version. Raises BadRequestError, RegistryError.
+
+        Waits for no model; where the classes are not known yet, one starts loading so that the mapping can be logged.
+        """
         uid, hostname, schema = body.get("project"), body.get("hostname"), body.get("schema")
         if not isinstance(uid, str) or not isinstance(hostname, str | None) or not isinstance(schema, str | None):
             raise BadRequestError('/setup needs the texts "project" ("ID.timestamp"), "hostname" and "schema"')
         project = self._register(hostname or "", uid, schema)
         controls = self._controls(project, schema if schema is not None else project.label_config)
         version = project.ensure_start(self.settings.weights, _labels(controls))
-        self._tell_mapping(project, version, controls)
+        self._tell_mapping_soon(project, version, controls)
         return {"model_version": version.name}
 
     def versions(self) -> dict[str, list[str]]:
@@ -97,7 +101,10 @@ class Service:
         return {"versions": [version.name for project in self.registry.projects() for version in project.versions()]}
 
     def project_of(self, payload: Mapping[str, Any]) -> ProjectRegistry | None:
-        """The project that a webhook is about, None where it is not known; keeps its label config up to date."""
+        """The project that a webhook is about, None where it is not known.
+
+        Nothing else of the event is used: events come late and out of order, and the reconciler asks for what is true.
+        """
         about = payload.get("project")
         if not isinstance(about, Mapping):
             return None
@@ -105,14 +112,7 @@ class Service:
             created = datetime.fromisoformat(str(about.get("created_at")))
         except ValueError:
             return None
-        project = self.registry.find(f"{about.get('id')}.{int(created.timestamp())}")
-        label_config = about.get("label_config")
-        if project is not None and isinstance(label_config, str) and label_config != project.label_config:
-            try:
-                project.update(label_config=label_config)
-            except OSError as error:
-                logger.error("project %s: its label config could not be kept (%s)", project.key, error)
-        return project
+        return self.registry.find(f"{about.get('id')}.{int(created.timestamp())}")
 
     def _register(self, hostname: str, uid: str, schema: str | None) -> ProjectRegistry:
         try:
@@ -130,7 +130,7 @@ class Service:
     def _controls(self, project: ProjectRegistry, label_config: str | None) -> list[Control]:
         """The rectangle tags of the label config that want predictions; none, logged, where there is nothing to do."""
         try:
-            controls = [c for c in parse_label_config(label_config or "<View/>") if c.labels and not c.skip]
+            controls = served_controls(label_config)
         except LabelConfigError as error:
             self._tell(project.key, f"no predictions: {error}")
             return []
@@ -142,28 +142,33 @@ class Service:
     def _tell_mapping(self, project: ProjectRegistry, version: Version, controls: list[Control]) -> None:
         """Log, once for each change, which classes of the model become which labels, as far as they are known."""
         names = self.models.names(version)
-        if not controls or names is None:
-            return
-        lines = []
-        for control in controls:
-            mapping = map_labels(control, names, own=_own(version))
-            sources: dict[str, list[str]] = {}
-            for index, label in mapping.to_label.items():
-                sources.setdefault(label, []).append(names[index])
-            known = ", ".join(f"{label} <- {' + '.join(classes)}" for label, classes in sources.items())
-            text = f"<{control.from_name}> {known or 'no label is known to the model'}"
-            if mapping.unmatched:
-                text += f"; not predicted: {', '.join(mapping.unmatched)}"
-                if not _own(version):
-                    text += ' (no class of that name; predicted_values="..." on the Label names other classes)'
-            lines.append(text)
-        self._tell(project.key, f"serves {version.name}: {'; '.join(lines)}")
+        if controls and names is not None:
+            lines = describe_mapping(controls, names, version)
+            self._tell(project.key, f"serves {version.name}: {'; '.join(lines)}")
 
-    def _tell(self, key: str, message: str) -> None:
+    def _tell_mapping_soon(self, project: ProjectRegistry, version: Version, controls: list[Control]) -> None:
+        """Log the mapping now where the classes are known, else when the model, loading from now on, tells them."""
+
+        def loaded(future: Future[Model]) -> None:
+            if future.cancelled():
+                return
+            if (error := future.exception()) is not None:
+                self._tell(project.key, f"no predictions: {error}", logging.ERROR)
+            else:
+                self._tell_mapping(project, version, controls)
+
+        if self.models.names(version) is not None:  # also of a model that has left memory: not loaded again for this
+            self._tell_mapping(project, version, controls)
+        elif controls and not self._closing:
+            self.models.start_loading(version).add_done_callback(loaded)
+
+    def _tell(self, key: str, message: str, level: int = logging.INFO) -> None:
         """Log what concerns a project, once for as long as it stays so."""
-        if self._told.get(key) != message:
+        with self._telling:
+            if self._told.get(key) == message:
+                return
             self._told[key] = message
-            logger.info("project %s: %s", key, message)
+        logger.log(level, "project %s: %s", key, message)
 
     # -- /predict ----------------------------------------------------------------------------------------------
 
@@ -343,6 +348,29 @@ class Service:
             )
         if len(grouped) > REASONS:
             logger.warning("project %s: and %d more reasons like these", project.key, len(grouped) - REASONS)
+
+
+def served_controls(label_config: str | None) -> list[Control]:
+    """The rectangle tags of a label config that want predictions. Raises LabelConfigError."""
+    return [control for control in parse_label_config(label_config or "<View/>") if control.labels and not control.skip]
+
+
+def describe_mapping(controls: Sequence[Control], names: Sequence[str], version: Version) -> list[str]:
+    """For each control: which of the version's classes `names` become which label, and the labels that none becomes."""
+    lines = []
+    for control in controls:
+        mapping = map_labels(control, names, own=_own(version))
+        sources: dict[str, list[str]] = {}
+        for index, label in mapping.to_label.items():
+            sources.setdefault(label, []).append(names[index])
+        known = ", ".join(f"{label} <- {' + '.join(classes)}" for label, classes in sources.items())
+        text = f"<{control.from_name}> {known or 'no label is known to the model'}"
+        if mapping.unmatched:
+            text += f"; not predicted: {', '.join(mapping.unmatched)}"
+            if not _own(version):
+                text += ' (no class of that name; predicted_values="..." on the Label names other classes)'
+        lines.append(text)
+    return lines
 
 
 def _own(version: Version) -> bool:

@@ -6,40 +6,29 @@ goes wrong, the old version goes on serving and the job carries the reason.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import logging
 import os
-import shutil
 import signal
+import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from labelstudio_backend.client import LabelStudio, LabelStudioError
-from labelstudio_backend.corrections import (
-    class_names,
-    class_sources,
-    corrections,
-    held_out,
-    labelled_images,
-    manifest,
-)
+from labelstudio_backend.corrections import class_names, corrections, manifest
 from labelstudio_backend.gate import Verdict, judge, rename
-from labelstudio_backend.jobs import Job, Jobs
+from labelstudio_backend.jobs import STOPPED, Job, Jobs, tidy
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.reconcile import same_project
 from labelstudio_backend.registry import ProjectRegistry, Registry, Version, load_checkpoint
 from labelstudio_backend.settings import UNTRAINED, Settings
-from yolonas.data.labelled import LabelledImage, LabelledImages
-from yolonas.errors import YolonasError
+from labelstudio_backend.training_data import TrainingData, build
+from yolonas.data.labelled import LabelledImages
+from yolonas.errors import CheckpointError, YolonasError
 from yolonas.labelstudio import Control, map_labels, parse_label_config
 
 if TYPE_CHECKING:
@@ -48,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NICENESS = 10  # predictions come first
-STOPPED = 75  # EX_TEMPFAIL: asked to end by SIGTERM
 THRESHOLD_BOXES = 20  # with fewer held-out boxes the operating threshold is taken from training images
 HIGHEST_GUESS = 0.25  # and then not above this, as scores are too good on what was trained on
 # Shares of the job's progress at which pulling, fetching and training end.
@@ -57,18 +45,6 @@ PULLED, FETCHED, TRAINED = 0.02, 0.1, 0.9
 
 class _StoppedError(Exception):
     """SIGTERM came."""
-
-
-@dataclass
-class _Data:
-    """What a job learns from; kept in its folder, so that a restart goes on with the same."""
-
-    names: tuple[str, ...]
-    sources: dict[str, str]
-    train: LabelledImages
-    test: LabelledImages
-    tasks: dict[str, Any]  # counts, for the record
-    manifest: dict[str, dict[str, Any]]  # task -> annotation and part, for the record
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -104,26 +80,20 @@ def run(job_id: int, settings: Settings, jobs: Jobs, should_stop: Callable[[], b
             log.info("stopped while: %s", error)
             return STOPPED
         log.exception("job %d failed", job_id)
+        tidy(jobs.folder(job_id))  # first, as a full disk takes no last word
         jobs.finish(job_id, "failed", _sentence(error))
-        _tidy(jobs.folder(job_id))
         return 1
-    _tidy(jobs.folder(job_id))
+    tidy(jobs.folder(job_id))
     return 0
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return f"the disk is full ({error.filename or error}); free some space and train again"
+    full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+    if full or (isinstance(error, sqlite3.Error) and "disk is full" in str(error)):
+        return f"the disk is full ({getattr(error, 'filename', None) or error}); free some space and train again"
     if isinstance(error, YolonasError):
         return str(error)
     return f"{type(error).__name__}: {error}; the job's log.txt has the details"
-
-
-def _tidy(folder: Path) -> None:
-    """Remove what only a running job needs: images, checkpoints. Log, curves and data set list stay."""
-    for name in ("images", "training/resume.pt", "training/best.safetensors", "training/last.safetensors"):
-        shutil.rmtree(folder / name, ignore_errors=True) if name == "images" else (folder / name).unlink(True)
-    (folder / "model.safetensors").unlink(missing_ok=True)
 
 
 class _Training:
@@ -133,16 +103,18 @@ class _Training:
         self.job, self.settings, self.jobs, self.client, self.should_stop = job, settings, jobs, client, should_stop
         self.folder = jobs.folder(job.id)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.resume_file = self.folder / "training" / "resume.pt"
         self.project: ProjectRegistry = Registry(settings.state_dir / "projects").project(job.project)
         self.begun = time.monotonic()
 
     def run(self) -> None:
         published = next((v for v in self.project.versions() if v.record.get("job") == self.job.id), None)
         if published is not None:  # killed between publishing and writing it down
+            if published.number > self.project.current().number:  # or before it became current
+                self.project.activate(published.number)
             self.jobs.finish(self.job.id, "succeeded", "published before a restart", version=published.name)
             return
-        data = self._kept() or self._pull()
-        base = self.project.current()
+        data, base = self._data()
         artefact, training = self._train(data, base)
         verdict, before, after = self._gate(data, artefact, base)
         record = {
@@ -186,19 +158,21 @@ class _Training:
             )
         return [control for control in parse_label_config(state["label_config"]) if not control.skip]
 
-    def _pull(self) -> _Data:
+    def _data(self) -> tuple[TrainingData, Version]:
+        """The data and the base of this job's earlier life, where they are whole, else what there is now."""
+        path = self.folder / "data.json"
+        if (kept := TrainingData.load(path)) is not None:
+            base = next((version for version in self.project.versions() if version.name == kept.base), None)
+            if base is not None:
+                log.info("going on from %s with the data pulled before", base.name)
+                return kept, base
+        path.unlink(missing_ok=True)
+        self.resume_file.unlink(missing_ok=True)  # of other data, or another base
+        base = self.project.current()
         self._report(0.0, "pulling the annotations")
         controls = self._controls()
-        names = class_names(controls)
-        if not names:
-            raise YolonasError("the label config has no RectangleLabels on an Image, so there is nothing to learn")
         found = corrections(self.client.iter_tasks(self.project.project_id, only_annotated=True))
         self.jobs.report(self.job.id, manifest=manifest(found))
-        if not found:
-            raise YolonasError("no task is labelled yet; submit some annotations and train again")
-        fraction = self.settings.held_out
-        test_tasks = [c for c in found if held_out(self.project.key, c.task, fraction)]
-        train_tasks = [c for c in found if not held_out(self.project.key, c.task, fraction)]
         hostname = str(self.project.metadata().get("hostname", ""))
         media = MediaCache(self.settings, self.client)
 
@@ -206,80 +180,23 @@ class _Training:
             self._continue()
             return media.fetch(value, task_id=task, hostname=hostname)
 
-        done = 0
-
-        def on_image(_: int, __: int) -> None:
-            nonlocal done
-            done += 1
+        def on_image(done: int) -> None:
             if done % 10 == 0:
-                share = PULLED + (FETCHED - PULLED) * done / len(found)
-                self._report(min(share, FETCHED), f"fetched {done} of {len(found)} images")
+                share = min(1.0, done / len(found))
+                self._report(PULLED + (FETCHED - PULLED) * share, f"fetched {done} of {len(found)} images")
 
-        images = self.folder / "images"
         try:
-            train = labelled_images(train_tasks, controls, fetch, images, on_image=on_image)
-            test = labelled_images(test_tasks, controls, fetch, images, on_image=on_image)
+            fraction, images = self.settings.held_out, self.folder / "images"
+            data = build(found, controls, self.project.key, base.name, fraction, fetch, images, on_image)
         finally:
             media.close()
-        dropped = train.dropped + test.dropped
-        if train.objects == 0:
-            raise YolonasError(_nothing_to_learn(train, test, len(found), dropped))
-        data = _Data(
-            names=names,
-            sources=class_sources(controls),
-            train=train,
-            test=test,
-            tasks={
-                "labelled": len(found),
-                "train": len(train),
-                "held_out": len(test),
-                "negatives": sum(len(i.boxes) == 0 for i in train.images + test.images),
-                "train_boxes": train.objects,
-                "held_out_boxes": test.objects,
-                "unusable": len(dropped),
-                "unusable_because": dropped[:20],
-            },
-            manifest={
-                str(c.task): {
-                    "annotation": c.annotation.get("id"),
-                    "updated_at": c.annotation.get("updated_at"),
-                    "part": part,
-                }
-                for part, tasks in (("train", train_tasks), ("held_out", test_tasks))
-                for c in tasks
-            },
-        )
-        self._keep(data)
+        data.save(path)
         log.info("data: %s", data.tasks)
-        return data
-
-    def _keep(self, data: _Data) -> None:
-        document = {
-            "names": data.names,
-            "sources": data.sources,
-            "tasks": data.tasks,
-            "manifest": data.manifest,
-            **{part: [_to_json(i) for i in getattr(data, part).images] for part in ("train", "test")},
-        }
-        path = self.folder / "data.json"
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(document))
-        temporary.replace(path)
-
-    def _kept(self) -> _Data | None:
-        """The data of this job's earlier life, where it is whole."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            document = json.loads((self.folder / "data.json").read_text())
-            names = tuple(document["names"])
-            train, test = (LabelledImages(names, [_from_json(i) for i in document[part]]) for part in ("train", "test"))
-            if all(image.path.exists() for image in train.images + test.images):
-                log.info("going on with the data pulled before")
-                return _Data(names, document["sources"], train, test, document["tasks"], document["manifest"])
-        return None
+        return data, base
 
     # -- the model -------------------------------------------------------------------------------------------------
 
-    def _train(self, data: _Data, base: Version) -> tuple[Path, dict[str, Any]]:
+    def _train(self, data: TrainingData, base: Version) -> tuple[Path, dict[str, Any]]:
         """Fine-tune from the version that serves; the artefact that would serve, and what the record says of it."""
         from yolonas import checkpoint
         from yolonas.evaluation import best_f1_threshold, predict_dataset
@@ -287,7 +204,7 @@ class _Training:
         from yolonas.inference.device import resolve_device
         from yolonas.training.recipe import Recipe
         from yolonas.training.report import EpochReport
-        from yolonas.training.trainer import train
+        from yolonas.training.trainer import TrainResult, train
 
         self._report(FETCHED, "loading the model")
         scratch = not base.trained and base.weights == UNTRAINED
@@ -307,24 +224,35 @@ class _Training:
             line = f"training: epoch {report.epoch}, {report.seconds_left:.0f} s left, loss {report.loss:.3f}"
             self._report(FETCHED + (TRAINED - FETCHED) * share, line)
 
-        # No validation inside: the held-out images must not choose the epoch that they judge afterwards.
-        result = train(
-            data.train,
-            LabelledImages(data.names, []),
-            recipe=recipe,
-            out_dir=self.folder / "training",
-            start=None if scratch else start,
-            variant=variant,
-            resume=True,
-            device=self.settings.device,
-            class_sources=data.sources,
-            on_epoch=on_epoch,
-            should_stop=self.should_stop,
-        )
+        def fine_tune() -> TrainResult:
+            # No validation inside: the held-out images must not choose the epoch that they judge afterwards.
+            return train(
+                data.train,
+                LabelledImages(data.names, []),
+                recipe=recipe,
+                out_dir=self.resume_file.parent,
+                start=None if scratch else start,
+                variant=variant,
+                resume=True,
+                device=self.settings.device,
+                # a version trained here knows the labels by their own names
+                class_sources={} if base.trained else _known_sources(data.sources, start.model.class_names),
+                on_epoch=on_epoch,
+                should_stop=self.should_stop,
+            )
+
+        try:
+            result = fine_tune()
+        except CheckpointError as error:  # its earlier life had other start weights, or another recipe
+            if not self.resume_file.exists():
+                raise
+            log.warning("the training begins anew: %s", error)
+            self.resume_file.unlink()
+            result = fine_tune()
         self._continue()
         self._report(TRAINED, "choosing the threshold")
-        known = data.test.objects >= THRESHOLD_BOXES
-        sample = data.test if known else LabelledImages(data.names, data.train.images[:50])
+        known = data.held_out.objects >= THRESHOLD_BOXES
+        sample = data.held_out if known else LabelledImages(data.names, data.train.images[:50])
         threshold = best_f1_threshold(sample, predict_dataset(Detector(result.best, self.settings.device), sample))
         saved = checkpoint.load(result.best)
         saved.conf = threshold if known else min(threshold, HIGHEST_GUESS)
@@ -342,7 +270,7 @@ class _Training:
         }
 
     def _gate(
-        self, data: _Data, artefact: Path, base: Version
+        self, data: TrainingData, artefact: Path, base: Version
     ) -> tuple[Verdict, dict[str, Any] | None, dict[str, Any] | None]:
         """Compare the file that would serve with the version that serves now, on the held-out images."""
         from yolonas import checkpoint
@@ -350,14 +278,14 @@ class _Training:
         from yolonas.inference.detections import Detections
         from yolonas.inference.detector import Detector
 
-        self._report(TRAINED, f"comparing with {base.name} on {len(data.test)} held-out images")
-        if data.test.objects == 0:
-            return judge(data.test, [], []), None, None
+        self._report(TRAINED, f"comparing with {base.name} on {len(data.held_out)} held-out images")
+        if data.held_out.objects == 0:
+            return judge(data.held_out, [], []), None, None
 
         def detections(detector: Detector, own: bool) -> list[Detections]:
-            control = Control("", "", "", data.names, {label: (name,) for label, name in data.sources.items()})
+            control = Control("", "", "", data.names, data.sources)
             to_label = map_labels(control, detector.names, own=own).to_label
-            paths = [image.path for image in data.test.images]
+            paths = [image.path for image in data.held_out.images]
             found = []
             for result in detector.stream(paths, conf=0.01):
                 self._continue()
@@ -368,8 +296,8 @@ class _Training:
         after = detections(Detector(checkpoint.load(artefact), self.settings.device), own=True)
         own = base.trained or base.weights == UNTRAINED
         before = detections(Detector(load_checkpoint(base), self.settings.device), own=own)
-        verdict = judge(data.test, before, after, first=not base.trained)
-        return verdict, _figures(coco_ap(data.test, before)), _figures(coco_ap(data.test, after))
+        verdict = judge(data.held_out, before, after, first=not base.trained)
+        return verdict, _figures(coco_ap(data.held_out, before)), _figures(coco_ap(data.held_out, after))
 
     def _look_for_new_labels(self, names: tuple[str, ...]) -> None:
         """The label config may have got new labels meanwhile: another training, which has them."""
@@ -382,37 +310,16 @@ class _Training:
             self.jobs.enqueue(self.job.project, f"new labels in the label config: {', '.join(new)}")
 
 
+def _known_sources(sources: Mapping[str, Sequence[str]], known: Sequence[str]) -> dict[str, str]:
+    """Label -> the first of its classes that the base model knows, case aside; labels without one are left out."""
+    folded = {name.casefold() for name in known}
+    found = {label: [name for name in names if name.casefold() in folded] for label, names in sources.items()}
+    return {label: names[0] for label, names in found.items() if names}
+
+
 def _figures(metrics: Metrics) -> dict[str, Any]:
     per_class = {name: round(value, 4) for name, value in metrics.per_class.items()}
     return {"ap": round(metrics.ap, 4), "ap50": round(metrics.ap50, 4), "per_class": per_class}
-
-
-def _nothing_to_learn(train: LabelledImages, test: LabelledImages, tasks: int, dropped: list[str]) -> str:
-    if not train.images and not test.images and dropped:
-        return f"no image of the {tasks} labelled tasks can be had: {dropped[0]}"
-    if test.objects:
-        return (
-            f"the boxes of all {tasks} labelled tasks fall into the held-out part, by which new versions are judged; "
-            "label a few more tasks"
-        )
-    return f"there is no box of the label config's labels in the {tasks} labelled tasks; draw some and train again"
-
-
-def _to_json(image: LabelledImage) -> dict[str, Any]:
-    return {
-        "path": str(image.path),
-        "boxes": image.boxes.tolist(),
-        "labels": image.labels.tolist(),
-        "size": [image.width, image.height],
-        "id": image.image_id,
-    }
-
-
-def _from_json(value: dict[str, Any]) -> LabelledImage:
-    boxes = np.array(value["boxes"], np.float32).reshape(-1, 4)
-    labels = np.array(value["labels"], np.int64)
-    width, height = value["size"]
-    return LabelledImage(Path(value["path"]), boxes, labels, np.zeros(len(boxes), bool), width, height, value["id"])
 
 
 if __name__ == "__main__":

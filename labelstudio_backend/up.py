@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,8 @@ import click
 
 from labelstudio_backend import local_label_studio, sample_project
 from labelstudio_backend.client import LabelStudio
-from labelstudio_backend.jobs import Job, JobRunner, Jobs
+from labelstudio_backend.job_runner import JobRunner
+from labelstudio_backend.jobs import Job, Jobs
 from labelstudio_backend.local_label_studio import Account, Process
 from labelstudio_backend.settings import UNTRAINED, default_state_dir
 from yolonas.errors import YolonasError
@@ -27,6 +28,7 @@ from yolonas.errors import YolonasError
 PORT, BACKEND_PORT = 8080, 9090
 SAMPLE_IMAGES = 36
 LABELLED_IMAGES = 20
+TRAIN_EVERY = 8
 TRAIN_MINUTES = 3.0
 SERVE_SECONDS = 180.0  # importing torch on a slow disk takes a while
 
@@ -105,8 +107,16 @@ class _Up:
         from labelstudio_backend.registry import choose_weights
 
         # The port belongs to the address under which the backend knows the projects: it stays.
-        self._remember(port=_port(port or self.state.get("port"), PORT, "Label Studio", "--port"))
-        backend = _port(backend_port, self.state.get("backend_port", BACKEND_PORT), "the backend", "--backend-port")
+        kept = self.state.get("port")
+        if kept and port and port != kept:
+            raise YolonasError(
+                f"the versions trained in {self.folder} belong to Label Studio on port {kept} and would not be found "
+                f"from port {port}; use --port {kept} or another --dir."
+            )
+        other = "give another --dir, as this one's versions belong to that port" if kept else "give another --port"
+        self._remember(port=_port(port or kept, PORT, "Label Studio", other))
+        usual = self.state.get("backend_port", BACKEND_PORT)
+        backend = _port(backend_port, usual, "the backend", "give another --backend-port")
         self._remember(backend_port=backend)
         local_label_studio.install(click.echo)
         chosen, sentence = choose_weights(weights)
@@ -120,7 +130,8 @@ class _Up:
         with LabelStudio(url, self.account.token) as client:
             row = self._project(client)
         self._say_what_next(url, row)
-        if browser:
+        # Without a screen Python may pick a browser for the terminal, which would take it over.
+        if browser and (sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ)):
             webbrowser.open(self._project_url(url))
         self._watch([studio, server])
 
@@ -132,9 +143,10 @@ class _Up:
         state_dir = self.folder / "backend"
         environment = {
             "YOLONAS_TRAIN_MINUTES": str(TRAIN_MINUTES),
-            "YOLONAS_TRAIN_EVERY": "8",
+            "YOLONAS_TRAIN_EVERY": str(TRAIN_EVERY),  # the labelled samples are more: a first training begins by itself
+            "YOLONAS_RECONCILE_SECONDS": "10",
             **({"YOLONAS_IMAGE_SIZE": "320"} if weights == UNTRAINED else {}),
-            **os.environ,
+            **local_label_studio.past_proxies(os.environ),
             "YOLONAS_STATE_DIR": str(state_dir),
             "YOLONAS_HOST": "127.0.0.1",
             "YOLONAS_PORT": str(self.state["backend_port"]),
@@ -161,59 +173,66 @@ class _Up:
     def _project(self, client: LabelStudio) -> dict[str, Any]:
         """The sample project and Label Studio's row of the backend in it, made where they are not there yet."""
         known = {project["id"] for project in client.projects()}
-        if self.state.get("project") not in known:
-            self._remember(project=self._make_project(client))
-        project = int(self.state["project"])
-        rows = client.ml_backends(project)
-        if not rows:
-            row = sample_project.connect(client, project, self._backend_url())
-            if not self.state.get("trained"):
-                client.train(row["id"])
-                self._remember(trained=True)
-            return row
-        row = rows[0]
-        if row["url"].rstrip("/") != self._backend_url():  # another port than the last time
+        if self.state.get("project") not in known or not self.state.get("filled", True):
+            self._make_project(client, known)
+        project, url = int(self.state["project"]), self._backend_url()
+        ours = {url, self.state.get("connected", url)}  # the person may have connected other backends
+        row = next((row for row in client.ml_backends(project) if row["url"].rstrip("/") in ours), None)
+        if row is None:
+            self._remember(connected=url)
+            return sample_project.connect(client, project, url)
+        if row["url"].rstrip("/") != url:  # another port than the last time
             for webhook in client.webhooks(project):
-                if webhook["url"].startswith(row["url"].rstrip("/")):
-                    client.patch_webhook(webhook["id"], url=f"{self._backend_url()}/webhook")
-            client.patch_ml_backend({**row, "url": self._backend_url()})
+                if webhook["url"].startswith(row["url"].rstrip("/") + "/"):
+                    client.patch_webhook(webhook["id"], url=f"{url}/webhook")
+            client.patch_ml_backend({**row, "url": url})
+        self._remember(connected=url)
         return row
 
-    def _make_project(self, client: LabelStudio) -> int:
+    def _make_project(self, client: LabelStudio, known: Set[int]) -> None:
+        """Make the sample project, or what is missing of one that an earlier start was stopped in."""
         from yolonas.data.samples import generate
 
         click.echo(f"Drawing {SAMPLE_IMAGES} sample images and making a project of them")
         data = generate(self.folder / "images", SAMPLE_IMAGES)
-        project = client.create_project(sample_project.TITLE, sample_project.label_config(data.names))
-        tasks = sample_project.upload(client, project["id"], data)
+        if self.state.get("project") not in known:
+            made = client.create_project(sample_project.TITLE, sample_project.label_config(data.names))
+            self._remember(project=int(made["id"]), filled=False)
+        project = int(self.state["project"])
+        tasks = sample_project.upload(client, project, data)
+        labelled = {int(task["id"]) for task in client.iter_tasks(project, only_annotated=True, fields="task_only")}
         # The last ones are labelled, so that the person begins with what is left at the top of the list.
         for task, image in list(zip(tasks, data.images, strict=True))[-LABELLED_IMAGES:]:
-            sample_project.annotate(client, task, image, data.names)
-        return int(project["id"])
+            if task not in labelled:
+                sample_project.annotate(client, task, image, data.names)
+        self._remember(filled=True)
 
     # -- what the person sees --------------------------------------------------------------------------------------
 
     def _say_what_next(self, url: str, row: dict[str, Any]) -> None:
-        model = f"{url}/projects/{self.state['project']}/settings/ml"
+        if str(row["model_version"]).endswith("-v0"):
+            now = f"{LABELLED_IMAGES} of {SAMPLE_IMAGES} images are labelled, and a first training learns from them:"
+            now += "\n     its progress is shown here. Then every image gets boxes from it."
+        else:
+            now = f"Every image has boxes from {row['model_version']}."
         click.echo(
             f"\n  Label Studio   {self._project_url(url)}\n"
             f"  Login          {self.account.email}\n"
             f"  Password       {self.account.password}\n\n"
-            f"  1. Log in. {LABELLED_IMAGES} of {SAMPLE_IMAGES} images are labelled, and a first training learns from\n"
-            f"     them; its progress is shown here. Then every image gets boxes from it.\n"
-            f"  2. Open images without labels, correct the boxes, submit.\n"
-            f"  3. Start Training at {model} (the three dots of the model), or correct\n"
-            f"     8 images: the next version learns from them, and serves if it is no worse.\n\n"
+            f"  1. Log in. {now}\n"
+            "  2. Open images without labels, correct the boxes, submit.\n"
+            f"  3. Correct {TRAIN_EVERY} of them, or start a training under Settings > Model: the next version learns\n"
+            "     from them, and serves if it is no worse.\n\n"
             f"  Everything is kept in {self.folder}. Ctrl-C stops all of it.\n"
         )
 
     def _watch(self, processes: Sequence[Process]) -> None:
         """Show what the trainings do until one of the processes ends, or Ctrl-C."""
         jobs = Jobs(self.folder / "backend" / "jobs.sqlite")
-        told: dict[int, str] = {job.id: _line(job) for job in jobs.find() if job.finished is not None}
+        told: dict[int, str] = {job.id: _line(job) for job in jobs.find(brief=True) if job.finished is not None}
         pause = threading.Event()
         while all(process.running for process in processes):
-            for job in jobs.find():
+            for job in jobs.find(brief=True):
                 line = _line(job)
                 if told.get(job.id) != line:
                     told[job.id] = line
@@ -223,13 +242,11 @@ class _Up:
         raise YolonasError(f"{dead.name} has ended; its log is {dead.log}.")
 
 
-def _port(wanted: int | None, usual: int, what: str, option: str) -> int:
+def _port(wanted: int | None, usual: int, what: str, other: str) -> int:
     """`wanted` if it is free, else an error; without a wish the usual one, or any that is free."""
     port = local_label_studio.free_port(wanted or usual)
     if wanted and port != wanted:
-        raise YolonasError(
-            f"port {wanted} of {what} is taken by another program; stop that, or give another one with {option}."
-        )
+        raise YolonasError(f"port {wanted} of {what} is taken by another program; stop that, or {other}.")
     return port
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,63 @@ def test_it_says_what_it_will_do(tmp_path: Path) -> None:
     assert "No: set YOLONAS_LABEL_STUDIO_URL and YOLONAS_LABEL_STUDIO_TOKEN" in text
     assert "cannot train" in text
     assert "Project        5 of http://ls serves yolonas-5-" in text
+
+
+def test_it_says_which_classes_become_which_labels(tmp_path: Path) -> None:
+    config = (
+        '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">'
+        '<Label value="Car" predicted_values="car,truck"/><Label value="Washer"/></RectangleLabels></View>'
+    )
+    registry = Registry(tmp_path / "projects")
+    registry.register("http://ls", "5.1795289898", config).ensure_start("yolo_nas_s_coco", ["Car", "Washer"])
+    own = registry.register("http://ls", "6.1795289898", config)
+    own.ensure_start("yolo_nas_s_coco", ["Car", "Washer"])
+    (tmp_path / "best.safetensors").write_bytes(b"weights")
+    own.publish(tmp_path / "best.safetensors", {"labels": ["Car"]})
+    gone = registry.register("http://ls", "7.1795289898", config)
+    (tmp_path / "start.pth").write_bytes(b"weights")
+    gone.ensure_start(str(tmp_path / "start.pth"), ["Car"])
+    (tmp_path / "start.pth").unlink()
+    registry.register("http://ls", "8.1795289898", "<View>").ensure_start("yolo_nas_s_coco", [])
+    registry.register("http://ls", "9.1795289898", config)
+    lines = describe(read_settings(), "yolo_nas_s_coco")
+    numbers = [number for number, line in enumerate(lines) if line.startswith("Project")]
+    told = [[line.strip() for line in lines[a + 1 : b]] for a, b in zip(numbers, [*numbers[1:], None], strict=True)]
+    foreign, trained, lost, broken, unset = told
+    assert len(foreign) == len(trained) == 1
+    assert foreign[0].startswith("<label> Car <- car + truck; not predicted: Washer (no class of that name;")
+    assert trained == ["<label> Car <- Car; not predicted: Washer"]
+    assert "start.pth does not exist" in lost[0]
+    assert broken[0].startswith("no predictions: ")
+    assert unset == []
+
+
+def test_the_classes_of_a_start_file_are_read_from_it(tmp_path: Path) -> None:
+    from yolonas import checkpoint
+    from yolonas.model import YoloNAS
+
+    model = YoloNAS("n", num_classes=2, class_names=["bolt", "nut"]).eval()
+    checkpoint.save(checkpoint.Checkpoint(model=model), tmp_path / "start.safetensors")
+    config = (
+        '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">'
+        '<Label value="Bolt"/><Label value="Car"/></RectangleLabels></View>'
+    )
+    project = Registry(tmp_path / "projects").register("http://ls", "5.1795289898", config)
+    project.ensure_start(str(tmp_path / "start.safetensors"), ["Bolt", "Car"])
+    assert "<label> Bolt <- bolt; not predicted: Car" in "\n".join(describe(read_settings(), "it"))
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("pydantic_settings", ["--help"]), ("click", ["serve"]), ("fastapi", ["serve"]), ("httpx", ["--help"])],
+)
+def test_without_the_extra_it_is_one_sentence(module: str, arguments: list[str]) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from labelstudio_backend.cli import main; main({arguments!r})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1
+    package = module.replace("_", "-")
+    expected = f"Error: yolonas-labelstudio needs {package}, which is not installed: pip install 'yolonas[labelstudio]'"
+    assert result.stderr.strip() == expected
 
 
 def test_a_label_studio_that_does_not_answer_is_said_and_not_fatal() -> None:

@@ -124,9 +124,20 @@ def test_a_write_is_not_repeated_when_it_may_have_happened(connect: Callable[...
     with pytest.raises(LabelStudioError, match="no answer from Label Studio"):
         connect(server).create_annotation(3, [])
     assert len(server.requests) == 1
-    server = Server(httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(201, json={"id": 4}))
+    server = Server(httpx.ConnectError("refused"), httpx.Response(429), httpx.Response(201, json={"id": 4}))
     assert connect(server).create_annotation(3, [], was_cancelled=True) == {"id": 4}
     assert json.loads(server.requests[2].content) == {"result": [], "was_cancelled": True}
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_write_that_a_gateway_gave_up_on_is_not_repeated(connect: Callable[..., LabelStudio], status: int) -> None:
+    server = Server(httpx.Response(status, text="busy"))
+    with pytest.raises(LabelStudioError, match=f"answered {status}; it says: busy"):
+        connect(server).create_annotation(3, [])
+    assert len(server.requests) == 1
+    server = Server(httpx.Response(status), httpx.Response(204))
+    connect(server).delete_annotation(3)
+    assert len(server.requests) == 2
 
 
 @pytest.mark.parametrize(

@@ -130,4 +130,4 @@ def test_the_held_out_part_is_stable_and_has_the_fraction() -> None:
 def test_names_and_sources_of_the_classes() -> None:
     controls = parse_label_config(CONFIG)
     assert class_names(controls) == ("Car", "Dog", "Sign")
-    assert class_sources(controls) == {"Car": "car"}
+    assert class_sources(controls) == {"Car": ("car", "truck")}

@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 TRAIN, VAL = 40, 20
-TRAIN_MINUTES = 2.0
+TRAIN_MINUTES = 1.5
 HELD_OUT = 0.25
 SCALE = 2  # pixels of the screenshot for one of the page
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

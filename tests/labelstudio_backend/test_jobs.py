@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from labelstudio_backend.jobs import Job, JobRunner, Jobs
+from labelstudio_backend.job_runner import JobRunner
+from labelstudio_backend.jobs import Job, Jobs
 
 SLEEP = "import time; time.sleep(60)"
 LINGER = (
@@ -158,10 +159,15 @@ def test_the_process_writes_its_own_end_and_the_server_hears_of_it(jobs: Jobs, s
 )
 def test_a_process_that_ends_without_a_word_has_failed(jobs: Jobs, start: Start, code: str, reason: str) -> None:
     ended: list[Job] = []
-    jobs.enqueue("a", "x")
+    folder = jobs.folder(jobs.enqueue("a", "x"))
+    for name in ("images/1-0", "training/resume.pt", "training/results.csv"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
     start(code, on_end=ended.append)
     wait(lambda: bool(ended))
     assert ended[0].state == "failed"
+    assert not (folder / "images").exists(), "what a killed job leaves does not fill the disk"
+    assert [path.name for path in (folder / "training").iterdir()] == ["results.csv"]
     assert reason in ended[0].reason
 
 
@@ -264,6 +270,53 @@ def test_a_job_put_back_absorbs_the_one_that_waited_behind_it(jobs: Jobs) -> Non
     second = jobs.enqueue("a", "x")
     jobs.requeue(first, "stopped", count=False)
     assert (state(jobs, first), state(jobs, second)) == ("queued", "cancelled")
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(75)", "import os; os.kill(os.getpid(), 15)"])
+def test_a_job_that_was_told_to_end_by_others_goes_on_without_a_crash_counted(
+    jobs: Jobs, start: Start, code: str
+) -> None:
+    job_id = jobs.enqueue("a", "x")
+    once = jobs.path.with_name("once")
+    done = finishing(jobs)
+    start(lambda job: done(job) if once.exists() else f"open({str(once)!r}, 'w').close()\n{code}")
+    wait(lambda: state(jobs, job_id) in ("succeeded", "failed"))
+    job = jobs.get(job_id)
+    assert job is not None
+    assert (job.state, job.restarts) == ("succeeded", 0)
+
+
+def test_an_error_nobody_thought_of_does_not_end_the_thread(
+    jobs: Jobs, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "claim", lambda parallel: 1 / 0)
+    runner = start(finishing(jobs))
+    time.sleep(0.3)
+    monkeypatch.undo()
+    job_id = jobs.enqueue("a", "x")
+    wait(lambda: state(jobs, job_id) == "succeeded")
+    assert runner._thread.is_alive()
+
+
+def test_a_cancelled_job_leaves_no_images_even_where_it_waits_or_no_server_runs(jobs: Jobs, start: Start) -> None:
+    waiting, ended = jobs.enqueue("a", "x"), jobs.enqueue("b", "x")
+    jobs.finish(ended, "failed", "killed, server and all")
+    for job_id in (waiting, ended):
+        (jobs.folder(job_id) / "images").mkdir(parents=True)
+    jobs.cancel(waiting)  # it was put back after a first life
+    assert not (jobs.folder(waiting) / "images").exists()
+    start()
+    wait(lambda: not (jobs.folder(ended) / "images").exists())
+
+
+def test_a_brief_list_reads_neither_manifest_nor_record(jobs: Jobs) -> None:
+    job_id = jobs.enqueue("a", "x")
+    jobs.claim()
+    jobs.report(job_id, manifest={"1": "1@x"})
+    jobs.finish(job_id, "succeeded", "done", version="v", record={"n": 1})
+    (brief,), (whole,) = jobs.find("a", brief=True), jobs.find("a")
+    assert (brief.manifest, brief.record, brief.version) == (None, {}, "v")
+    assert (whole.manifest, whole.record) == ({"1": "1@x"}, {"n": 1})
 
 
 def test_a_listener_that_raises_does_not_stop_the_queue(jobs: Jobs, start: Start) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from labelstudio_backend import reconcile
 from labelstudio_backend.client import LabelStudioError
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.reconcile import Reconciler
@@ -224,6 +225,19 @@ def test_tasks_that_gave_no_prediction_are_asked_again_later_not_at_once(bench: 
     assert bench.studio.asked[-1] == [3]
 
 
+def test_a_long_prediction_gives_other_projects_their_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconcile, "TURN_SECONDS", -1.0)
+    bench.studio.silent = {1}
+    bench.publish()
+    bench.reconcile()
+    assert bench.studio.asked == [[1, 2, 3, 4]]
+    assert bench.project.key in bench.reconciler._hinted, "it goes on after the others"
+    bench.reconcile()
+    assert bench.studio.asked == [[1, 2, 3, 4], [5, 6]], "a task that gives nothing is not asked in every turn"
+    bench.reconcile()
+    assert len(bench.studio.asked) == 2
+
+
 def test_a_second_prediction_of_a_task_is_deleted(bench: Bench) -> None:
     v0, v1 = bench.project.current().name, bench.publish()
     bench.studio.given[1] = [v0, v0]
@@ -278,6 +292,30 @@ def test_a_training_that_could_not_pull_is_not_queued_again_at_once(tmp_path: Pa
     assert len(bench.jobs.find()) == 1
 
 
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_what_a_failed_training_pulled_is_not_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Any
+) -> None:
+    bench = Bench(tmp_path, train_every=1)
+    bench.studio.annotate(1)
+    bench.reconcile()
+    job = bench.jobs.claim()
+    assert job is not None
+    bench.jobs.report(job.id, manifest={"1": "130@2026-01-01T00:00:30Z"})
+    bench.jobs.finish(job.id, state, "killed by SIGKILL (out of memory, perhaps)")
+    bench.reconcile()
+    assert len(bench.jobs.find()) == 1, "not at once"
+    monkeypatch.setattr(reconcile, "RETRY_SECONDS", 0.0)
+    bench.reconcile()
+    assert len(bench.jobs.find()) == 2
+    again = bench.jobs.claim()
+    assert again is not None
+    bench.jobs.report(again.id, manifest={"1": "130@2026-01-01T00:00:30Z"})
+    bench.jobs.finish(again.id, "succeeded", "better")
+    bench.reconcile()
+    assert len(bench.jobs.find()) == 2
+
+
 def test_another_project_under_the_same_number_is_left_alone(bench: Bench) -> None:
     bench.studio.project["created_at"] = "2026-11-22T19:38:18Z"
     bench.publish()
@@ -314,6 +352,28 @@ def test_the_thread_looks_at_the_start_after_a_hint_and_after_a_job(bench: Bench
     finally:
         bench.reconciler.stop()
     assert not bench.reconciler._thread.is_alive()
+
+
+def test_without_projects_the_thread_sleeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(tmp_path)
+    looks: list[object] = []
+    monkeypatch.setattr(bench.registry, "projects", lambda: looks.append(None) or [])
+    bench.reconciler.start()
+    time.sleep(0.5)
+    bench.reconciler.stop()
+    assert len(looks) == 1
+
+
+def test_the_thread_outlives_a_state_folder_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, reconcile_seconds=0.05)
+    with monkeypatch.context() as broken:
+        broken.setattr(bench.registry, "projects", lambda: 1 / 0)
+        bench.reconciler.start()
+        time.sleep(0.3)
+    wait(lambda: bench.studio.rows[0]["title"] == bench.project.current().name)
+    bench.reconciler.stop()
 
 
 def test_label_studio_away_is_waited_for_and_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

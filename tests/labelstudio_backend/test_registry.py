@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from labelstudio_backend.registry import ProjectRegistry, Registry, RegistryError, project_key
+from labelstudio_backend.registry import ProjectRegistry, Registry, RegistryError, Version, project_key
 from labelstudio_backend.settings import UNTRAINED
 
 HOST, UID = "http://localhost:8080", "5.1795289898"
@@ -163,6 +164,58 @@ def test_threads_that_publish_and_read_at_once(registry: Registry, checkpoint: P
     assert len(starts) == 1
     assert len(project.versions()) == 17
     assert seen
+
+
+@pytest.mark.parametrize("how", ["publish", "activate"])
+def test_a_start_version_never_replaces_what_is_published_meanwhile(
+    project: ProjectRegistry, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """/setup with other labels decides on a start version; the trained one must not become current in between."""
+    project.ensure_start(UNTRAINED, ["Car"])
+    project.publish(checkpoint, {})
+    project.activate(0)
+    decided, ended = threading.Event(), threading.Event()
+    current = ProjectRegistry.current
+
+    def slow(self: ProjectRegistry) -> Version:
+        version = current(self)
+        if threading.current_thread() is setup and not decided.is_set():
+            decided.set()
+            ended.wait(0.5)
+        return version
+
+    monkeypatch.setattr(ProjectRegistry, "current", slow)
+    setup = threading.Thread(target=project.ensure_start, args=(UNTRAINED, ["Car", "Person"]))
+    setup.start()
+    assert decided.wait(5)
+    trained = project.publish(checkpoint, {}) if how == "publish" else project.activate(1)
+    ended.set()
+    setup.join(5)
+    assert trained.trained
+    assert project.current() == trained
+
+
+def test_setup_does_not_wait_for_a_checkpoint_that_is_being_copied(
+    project: ProjectRegistry, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.ensure_start(UNTRAINED, ["Car"])
+    copying, go_on = threading.Event(), threading.Event()
+
+    def slow(source: Path, target: Path) -> None:
+        Path(target).write_bytes(Path(source).read_bytes())
+        copying.set()
+        assert go_on.wait(5)
+
+    monkeypatch.setattr(shutil, "copyfile", slow)
+    with ThreadPoolExecutor(2) as pool:
+        published = pool.submit(project.publish, checkpoint, {})
+        assert copying.wait(5)
+        try:
+            start = pool.submit(project.ensure_start, UNTRAINED, ["Dog"]).result(timeout=2)
+        finally:
+            go_on.set()
+        assert published.result().record["parent"] == start.number == 1
+    assert project.current().number == 2
 
 
 KILLED = """

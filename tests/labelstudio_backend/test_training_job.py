@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import errno
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from labelstudio_backend import training_job
 from labelstudio_backend.client import LabelStudioError
 from labelstudio_backend.corrections import held_out
 from labelstudio_backend.gate import Verdict
-from labelstudio_backend.jobs import Job, Jobs
-from labelstudio_backend.registry import ProjectRegistry, Registry
+from labelstudio_backend.jobs import STOPPED, Job, Jobs
+from labelstudio_backend.registry import ProjectRegistry, Registry, load_checkpoint
 from labelstudio_backend.settings import Settings
-from yolonas import checkpoint
+from yolonas import checkpoint, labelstudio
 from yolonas.inference.detector import Detector
+from yolonas.model import YoloNAS
+from yolonas.training.recipe import Recipe
 
 UID = "5.1795289898"
 SIDE = 64
@@ -136,34 +139,35 @@ def test_a_first_version_is_trained_published_and_written_down(bench: Bench) -> 
     assert "results.csv" in left
     assert not left & {"images", "resume.pt", "model.safetensors", "best.safetensors"}, "a job does not fill the disk"
 
-    second = bench.train()
-    assert second.record["base"] == version.name
-    assert second.record["training"]["recipe"]["lr"] < record["training"]["recipe"]["lr"], "from trained weights"
-
 
 def test_a_version_that_the_gate_refuses_does_not_serve(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = bench.train()
-    monkeypatch.setattr(training_job, "judge", lambda *_, **__: Verdict(False, True, "AP50 0.9 -> 0.1", 25, 0.9, 0.1))
+    checkpoint.save(load_checkpoint(bench.project.current()), bench.jobs.path.with_name("first.safetensors"))
+    first = bench.project.publish(bench.jobs.path.with_name("first.safetensors"), {})
+    judged: list[bool] = []
+
+    def refuse(*_: object, first: bool) -> Verdict:
+        judged.append(first)
+        return Verdict(False, True, "AP50 0.9 -> 0.1", 25, 0.9, 0.1)
+
+    monkeypatch.setattr(training_job, "judge", refuse)
     job = bench.train()
-    assert job.state == "refused"
+    assert (job.state, job.record["base"]) == ("refused", first.name)
     assert "AP50 0.9 -> 0.1" in job.reason
-    assert bench.project.current().name == first.version
+    assert judged == [False], "no first version any more"
+    assert bench.project.current() == first
     assert job.record["gate"]["decision"] == "refused"
+    assert job.record["training"]["recipe"]["lr"] < Recipe.auto(9, "n", from_scratch=True).lr, "from trained weights"
 
 
-def test_labels_that_came_meanwhile_queue_another_training(bench: Bench) -> None:
+def test_labels_that_vanished_are_dropped_and_labels_that_came_meanwhile_queue_another_training(bench: Bench) -> None:
+    bench.studio.tasks += [task(n, label="Triangle") for n in range(30, 34)]
     bench.studio.configs = [config("Square"), config("Square", "Circle")]
     job = bench.train()
     assert job.state == "succeeded"
-    (queued,) = bench.jobs.find(states=("queued",))
-    assert queued.trigger == "new labels in the label config: Circle"
-
-
-def test_labels_that_vanished_are_dropped(bench: Bench) -> None:
-    bench.studio.tasks += [task(n, label="Triangle") for n in range(30, 34)]
-    job = bench.train()
     assert job.record["labels"] == ["Square"]
     assert job.record["tasks"]["negatives"] == 4
+    (queued,) = bench.jobs.find(states=("queued",))
+    assert queued.trigger == "new labels in the label config: Circle"
 
 
 @pytest.mark.parametrize(
@@ -209,16 +213,17 @@ def test_a_stopped_job_goes_on_with_its_own_data_and_epochs(bench: Bench) -> Non
     job_id = bench.begin()
     folder = bench.jobs.folder(job_id)
     code, job = bench.go_on(job_id, lambda: (folder / "training" / "resume.pt").exists())
-    assert (code, job.state) == (training_job.STOPPED, "running")
+    assert (code, job.state) == (STOPPED, "running")
     assert bench.project.current().number == 0
     kept = json.loads((folder / "data.json").read_text())
+    first_epoch = (folder / "training" / "results.csv").read_text().splitlines()[1]
     bench.studio.tasks = [task(50)]  # what is labelled meanwhile waits for the next job
     bench.settings = bench.settings.model_copy(update={"train_minutes": 0.1})
     code, job = bench.go_on(job_id)
     assert (code, job.state) == (0, "succeeded")
     version = bench.project.current()
     assert version.record["manifest"] == kept["manifest"]
-    assert version.record["training"]["epochs"] >= 2
+    assert (folder / "training" / "results.csv").read_text().splitlines()[1] == first_epoch
 
 
 def test_a_job_that_published_before_it_was_killed_is_not_run_twice(bench: Bench, tmp_path: Path) -> None:
@@ -228,3 +233,83 @@ def test_a_job_that_published_before_it_was_killed_is_not_run_twice(bench: Bench
     code, job = bench.go_on(job_id)
     assert (code, job.state, job.version) == (0, "succeeded", version.name)
     assert bench.studio.looks == 0
+
+
+def test_a_version_whose_publishing_was_cut_serves_after_the_restart(bench: Bench, tmp_path: Path) -> None:
+    job_id = bench.begin()
+    (tmp_path / "weights").write_bytes(b"weights")
+    version = bench.project.publish(tmp_path / "weights", {"job": job_id})
+    bench.project.activate(0)  # killed between the two renames
+    _, job = bench.go_on(job_id)
+    assert (job.state, bench.project.current()) == ("succeeded", version)
+
+
+def test_predicted_values_serve_the_first_training_and_do_not_break_the_next(bench: Bench, tmp_path: Path) -> None:
+    xml = config("Square").replace("/></Rect", ' predicted_values="bxo, Box"/></Rect')
+    bench.studio.configs = [xml]
+    start = tmp_path / "start.safetensors"
+    checkpoint.save(checkpoint.Checkpoint(YoloNAS("n", 2, class_names=["dog", "box"]).eval()), start)
+    bench.project.ensure_start(str(start), ["Square"])
+    for number in (1, 2):
+        job = bench.train()
+        assert (job.state, job.reason) == ("succeeded", job.reason)
+        current = bench.project.current()
+        assert (current.trained, job.version) == (True, current.name), number
+        assert Detector(current.weights, "cpu").names == ("Square",)
+
+
+def test_a_label_starts_from_the_first_of_its_predicted_values_that_the_model_knows() -> None:
+    sources = {"Car": ("automobile", "Truck", "bus"), "Cat": ("feline",), "Dog": ("dog",)}
+    assert training_job._known_sources(sources, ["dog", "truck", "bus"]) == {"Car": "Truck", "Dog": "dog"}
+
+
+def test_the_comparison_counts_every_predicted_value_of_a_foreign_base(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def map_labels(control: Any, names: Any, *, own: bool) -> Any:
+        asked.append(control.predicted_values)
+        return labelstudio.map_labels(control, names, own=own)
+
+    monkeypatch.setattr(training_job, "map_labels", map_labels)
+    bench.studio.configs = [config("Square").replace("/></Rect", ' predicted_values="box,crate"/></Rect')]
+    assert bench.train().state == "succeeded"
+    assert asked == [{"Square": ("box", "crate")}] * 2
+
+
+def test_a_restarted_job_keeps_its_base_and_begins_anew_where_that_is_gone(bench: Bench, tmp_path: Path) -> None:
+    job_id = bench.begin()
+    folder = bench.jobs.folder(job_id)
+    bench.go_on(job_id, lambda: (folder / "training" / "resume.pt").exists())
+    other = tmp_path / "other.safetensors"
+    checkpoint.save(load_checkpoint(bench.project.current()), other)
+    newer = bench.project.publish(other, {})  # by hand, while the job was down
+    job = bench.jobs.get(job_id)
+    assert job is not None
+    training = training_job._Training(job, bench.settings, bench.jobs, bench.studio, lambda: False)  # type: ignore[arg-type]
+    assert training._data()[1].number == 0
+    document = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps(document | {"base": "gone"}))
+    assert training._data()[1] == newer
+    assert not (folder / "training" / "resume.pt").exists()
+    assert json.loads((folder / "data.json").read_text())["base"] == newer.name
+
+
+def test_a_resume_file_of_another_model_begins_the_training_anew(bench: Bench) -> None:
+    job_id = bench.begin()
+    folder = bench.jobs.folder(job_id)
+    bench.go_on(job_id, lambda: (folder / "training" / "resume.pt").exists())
+    document = json.loads((folder / "data.json").read_text())
+    (folder / "data.json").write_text(json.dumps(document | {"train": document["train"][1:]}))
+    code, job = bench.go_on(job_id)
+    assert (code, job.state) == (0, "succeeded"), job.reason
+
+
+def test_a_full_disk_is_the_same_sentence_whoever_says_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(bench.jobs, "report", full)
+    job = bench.train()
+    assert job.reason == "the disk is full (database or disk is full); free some space and train again"

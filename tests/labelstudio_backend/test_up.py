@@ -10,13 +10,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from click.testing import CliRunner
 
 from labelstudio_backend import local_label_studio
+from labelstudio_backend import up as up_module
 from labelstudio_backend.cli import main
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.jobs import Jobs
@@ -154,6 +157,129 @@ def test_a_taken_port_and_a_folder_in_use_are_one_sentence(tmp_path: Path) -> No
     assert result.exit_code == 1
     assert f"port {port} of Label Studio is taken" in result.output
     assert "Traceback" not in result.output
+
+
+def test_another_port_than_the_remembered_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "up.json").write_text('{"port": 18080}')
+    result = CliRunner().invoke(main, ["up", "--dir", str(tmp_path), "--port", "18081", "--no-browser"])
+    assert result.exit_code == 1
+    assert "use --port 18080 or another --dir." in result.output
+
+
+def test_a_remembered_port_that_is_taken_does_not_advise_another_port(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        (tmp_path / "up.json").write_text(json.dumps({"port": taken.getsockname()[1]}))
+        result = CliRunner().invoke(main, ["up", "--dir", str(tmp_path), "--no-browser"])
+    assert result.exit_code == 1
+    assert "give another --dir" in result.output
+    assert "--port" not in result.output
+
+
+def test_loopback_goes_past_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    past = local_label_studio.past_proxies
+    assert past({"A": "b"}) == {"A": "b", "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
+    assert past({"no_proxy": "a, localhost", "NO_PROXY": "b"})["no_proxy"] == "a,localhost,b,127.0.0.1"
+    assert past({"NO_PROXY": "*"})["no_proxy"] == "*"
+    given: list[dict[str, str]] = []
+
+    class Recorded:
+        def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> None:
+            given.append(environment)
+
+        def wait_until(self, *_: object) -> None: ...
+
+        def stop(self, *_: object) -> None: ...
+
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("no_proxy", "intranet")
+    for module in (local_label_studio, up_module):
+        monkeypatch.setattr(module, "Process", Recorded)
+    monkeypatch.setattr(local_label_studio, "install", lambda: tmp_path / "label-studio")
+    local_label_studio.start(tmp_path / "data", 18080, Account("a", "b", "c"))
+    with ExitStack() as stack:
+        up = up_module._Up(tmp_path, stack)
+        up.state["backend_port"] = 19090
+        up._serve("http://127.0.0.1:18080", "untrained-n")
+    assert [e["NO_PROXY"] for e in given] == ["intranet,127.0.0.1,localhost"] * 2
+
+
+class FakeStudio:
+    """As much of Label Studio as the sample project needs."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.tasks: dict[int, dict[str, Any]] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.annotations_left = 10**6
+
+    def projects(self) -> list[dict[str, Any]]:
+        return [{"id": number} for number in self.made]
+
+    def create_project(self, title: str, label_config: str) -> dict[str, Any]:
+        self.made.append(7 + len(self.made))
+        return {"id": self.made[-1]}
+
+    def upload_files(self, project: int, files: list[tuple[str, bytes]]) -> None:
+        for name, _ in files:
+            number = len(self.tasks) + 1
+            self.tasks[number] = {"id": number, "data": {"image": f"/data/0123abcd-{name}"}, "annotations": 0}
+
+    def iter_tasks(self, project: int, *, only_annotated: bool = False, fields: str) -> list[dict[str, Any]]:
+        return [task for task in self.tasks.values() if task["annotations"] or not only_annotated]
+
+    def create_annotation(self, task: int, result: object) -> None:
+        if self.annotations_left == 0:
+            raise KeyboardInterrupt
+        self.annotations_left -= 1
+        self.tasks[task]["annotations"] += 1
+
+    def ml_backends(self, project: int) -> list[dict[str, Any]]:
+        return [dict(row) for row in self.rows]
+
+    def add_ml_backend(self, project: int, url: str, title: str) -> None:
+        self.rows.append({"id": len(self.rows) + 1, "url": url, "title": title, "model_version": "v0"})
+
+    def patch_ml_backend(self, row: dict[str, Any], **values: Any) -> dict[str, Any]:
+        stored = next(other for other in self.rows if other["id"] == row["id"])
+        stored.update({**row, **values})
+        return stored
+
+    def webhooks(self, project: int) -> list[dict[str, Any]]:
+        return []
+
+
+def test_a_first_start_that_was_stopped_in_the_middle_leaves_no_second_project(tmp_path: Path) -> None:
+    studio = FakeStudio()
+    studio.annotations_left = 3
+    with ExitStack() as stack:
+        up = up_module._Up(tmp_path, stack)
+        up.state["backend_port"] = 19090
+        with pytest.raises(KeyboardInterrupt):
+            up._project(studio)  # type: ignore[arg-type]
+    studio.annotations_left = 10**6
+    with ExitStack() as stack:
+        up = up_module._Up(tmp_path, stack)
+        up.state["backend_port"] = 19090
+        up._project(studio)  # type: ignore[arg-type]
+        assert up.state["project"] == 7
+    assert studio.made == [7]
+    assert [task["annotations"] for task in studio.tasks.values()].count(1) == LABELLED_IMAGES
+    assert len(studio.tasks) == SAMPLE_IMAGES
+
+
+def test_a_backend_that_the_person_connected_is_left_alone(tmp_path: Path) -> None:
+    studio = FakeStudio()
+    studio.made = [7]
+    studio.add_ml_backend(7, "http://127.0.0.1:5000", "mine")
+    studio.add_ml_backend(7, "http://127.0.0.1:19090", "yolonas")
+    with ExitStack() as stack:
+        up = up_module._Up(tmp_path, stack)
+        up.state |= {"project": 7, "filled": True, "connected": "http://127.0.0.1:19090", "backend_port": 19091}
+        assert up._project(studio)["id"] == 2  # type: ignore[arg-type]
+        assert up.state["connected"] == "http://127.0.0.1:19091"
+    assert [row["url"] for row in studio.rows] == ["http://127.0.0.1:5000", "http://127.0.0.1:19091"]
 
 
 class Up:

@@ -1,4 +1,4 @@
-"""A wheel installs without torch, and without a CUDA compiler."""
+"""Wheels and editable installs work without torch, and without a CUDA compiler."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(*command: str | Path, **environment: str) -> str:
 
 
 @pytest.mark.timeout(300)
-def test_wheel_without_torch_and_without_cuda(tmp_path: Path) -> None:
+def test_wheel_and_editable_install_without_torch_and_without_cuda(tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", wheels, REPOSITORY, YOLONAS_CUDA="OFF")
     (wheel,) = wheels.glob("yolonas-*.whl")
@@ -51,6 +51,11 @@ def test_wheel_without_torch_and_without_cuda(tmp_path: Path) -> None:
     assert help_text.returncode == 1
     assert "Traceback" not in help_text.stderr
     assert "pip install 'yolonas[detector]'" in help_text.stderr
+
+    run(python, "-m", "pip", "install", "-q", "--no-deps", "-e", REPOSITORY, YOLONAS_CUDA="OFF")
+    assert run(python, "-c", CHECK).splitlines() == lines
+    location = run(python, "-c", "import yolonas; print(yolonas.__file__)").strip()
+    assert Path(location) == REPOSITORY / "python" / "yolonas" / "__init__.py"
 
 
 @pytest.mark.parametrize("wish", ["ON", "AUTO"])

@@ -27,7 +27,7 @@ NAMES = ("red", "blue")
 RECIPE = Recipe(image_size=64, batch=4, epochs=4, lr=2e-3, warmup_steps=2, plain_share=0.5, seed=1)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")  # of the module, as `whole` must run under it too
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

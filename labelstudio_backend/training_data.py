@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from labelstudio_backend.corrections import Correction, class_names, class_sources, held_out, labelled_images
+from yolonas.atomic import atomic_file
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.errors import DataError
 from yolonas.labelstudio import Control
@@ -44,9 +45,8 @@ class TrainingData:
             "manifest": self.manifest,
             "base": self.base,
         }
-        temporary = path.with_suffix(".part")
-        temporary.write_text(json.dumps(document))
-        temporary.replace(path)
+        with atomic_file(path) as stream:
+            stream.write(json.dumps(document).encode())
 
     @classmethod
     def load(cls, path: Path) -> TrainingData | None:

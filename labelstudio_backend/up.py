@@ -23,6 +23,7 @@ from labelstudio_backend.job_runner import JobRunner
 from labelstudio_backend.jobs import Job, Jobs
 from labelstudio_backend.local_label_studio import Account, Process
 from labelstudio_backend.settings import UNTRAINED, default_state_dir
+from yolonas.atomic import atomic_file
 from yolonas.errors import YolonasError
 
 PORT, BACKEND_PORT = 8080, 9090
@@ -98,9 +99,8 @@ class _Up:
 
     def _remember(self, **values: Any) -> None:
         self.state |= values
-        temporary = self.state_path.with_suffix(".part")
-        temporary.write_text(json.dumps(self.state))
-        temporary.replace(self.state_path)
+        with atomic_file(self.state_path) as stream:
+            stream.write(json.dumps(self.state).encode())
 
     def run(self, port: int | None, backend_port: int | None, weights: str, browser: bool) -> None:
         """Start everything and wait for Ctrl-C."""

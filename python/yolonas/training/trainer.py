@@ -161,12 +161,13 @@ class _Run:
         """Train to the end of the plan; returns whether `should_stop` ended it before."""
         self.out_dir.mkdir(parents=True, exist_ok=True)
         plotted = -math.inf
-        while self.epoch < self.recipe.epochs and self.schedule.progress() < 1:
+        over = self.finished()
+        while not over:
             losses = self.run_epoch()
             if losses is None:
                 return True
             self.epoch += 1
-            over = self.epoch == self.recipe.epochs or self.schedule.progress() >= 1
+            over = self.finished()
             due = over or self.epoch % self.recipe.evaluate_every == 0
             metrics = self.evaluate_and_save() if due else None
             report = self.report(losses, metrics)
@@ -178,7 +179,11 @@ class _Run:
             self.save_resume()
             if self.on_epoch is not None:
                 self.on_epoch(report)
+            over = over or (due and self.finished())  # never on weights that were not evaluated
         return False
+
+    def finished(self) -> bool:
+        return self.epoch >= self.recipe.epochs or self.schedule.progress() >= 1
 
     def run_epoch(self) -> Tensor | None:
         """One pass over the draws; the mean losses [4], or None where `should_stop` cut it."""

@@ -55,6 +55,18 @@ void decode_nms_cpu(const std::vector<MapArgument>& class_logits, const std::vec
                     threads);
 }
 
+// -> seconds of scan, select, decode, nms, on one thread
+std::array<double, 4> decode_nms_cpu_stages(const std::vector<MapArgument>& class_logits,
+                                            const std::vector<MapArgument>& box_logits,
+                                            const std::vector<float>& strides, int type,
+                                            const DecodeNmsOptions& options, const std::array<int64_t, 5>& out) {
+    const auto levels = to_levels(class_logits, box_logits, strides);
+    cpu::StageTimes times{};
+    cpu::decode_nms(levels.data(), static_cast<int>(levels.size()), static_cast<ScalarType>(type), options, to_out(out),
+                    1, &times);
+    return {times.scan, times.select, times.decode, times.nms};
+}
+
 void dfl_decode_cpu(const std::vector<MapArgument>& box_logits, const std::vector<float>& strides, int type,
                     int64_t batch, int64_t bins, int64_t boxes, int threads) {
     const auto maps = to_maps(box_logits);
@@ -115,6 +127,7 @@ PYBIND11_MODULE(_core, m) {
 
     const auto unlocked = py::call_guard<py::gil_scoped_release>();
     m.def("decode_nms_cpu", &decode_nms_cpu, unlocked);
+    m.def("decode_nms_cpu_stages", &decode_nms_cpu_stages, unlocked);
     m.def("dfl_decode_cpu", &dfl_decode_cpu, unlocked);
     m.def("batched_nms_cpu_float32", &batched_nms_cpu<float>, unlocked);
     m.def("batched_nms_cpu_float64", &batched_nms_cpu<double>, unlocked);

@@ -90,8 +90,20 @@ YOLONAS_HD float sigmoid(float logit) {
     const double shifted = x * 1.4426950408889634074 + 6755399441055744.0;  // 1.5 * 2^52
     const double n = shifted - 6755399441055744.0;
     const double r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
-    double p = 1.0;
-    for (int k = 13; k >= 1; --k) p = p * r / k + 1.0;
+    double p = 1.0 / 6227020800.0;  // 1 / 13!
+    p = p * r + 1.0 / 479001600.0;
+    p = p * r + 1.0 / 39916800.0;
+    p = p * r + 1.0 / 3628800.0;
+    p = p * r + 1.0 / 362880.0;
+    p = p * r + 1.0 / 40320.0;
+    p = p * r + 1.0 / 5040.0;
+    p = p * r + 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * r + 1.0;
+    p = p * r + 1.0;
     const uint64_t exponent = (bit_cast<uint64_t>(shifted) << 52) + 0x3ff0000000000000ull;
     return static_cast<float>(1.0 / (1.0 + p * bit_cast<double>(exponent)));
 }

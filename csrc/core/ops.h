@@ -45,8 +45,14 @@ struct DetectionsOut {
 
 namespace cpu {
 
+// Seconds that each stage took, summed over the images.
+struct StageTimes {
+    double scan, select, decode, nms;
+};
+
+// With `times`, which the stages' times are added to, one thread does all the work.
 void decode_nms(const Level* levels, int num_levels, ScalarType type, const DecodeNmsOptions& options,
-                const DetectionsOut& out, int threads);
+                const DetectionsOut& out, int threads, StageTimes* times = nullptr);
 
 // Writes the boxes of all anchors, [B, A, 4] canvas pixels; A sums height * width over the levels.
 void dfl_decode(const Map* box_logits, const float* strides, int num_levels, ScalarType type, int64_t batch,

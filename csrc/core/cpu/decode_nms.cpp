@@ -1,13 +1,17 @@
-// decode_nms on the CPU. Per image: one pass over the class logits keeps those above the cutoff, selection of the best
-// pre_nms_top_k, decoding of the survivors' boxes alone, NMS within each class. Threads take whole images.
+// decode_nms on the CPU. Per image: one pass over the class logits finds the candidates, the best pre_nms_top_k are
+// sorted, the boxes of their anchors alone are decoded, and NMS compares each with those already kept of its class.
 #include <algorithm>
-#include <limits>
+#include <chrono>
+#include <cstddef>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "../dfl.h"
 #include "../geometry.h"
 #include "../ops.h"
-#include "greedy.h"
+#include "candidates.h"
+#include "dfl_lanes.h"
 #include "parallel.h"
 
 namespace yolonas::cpu {
@@ -20,112 +24,164 @@ struct Task {
     DecodeNmsOptions options;
     DetectionsOut out;
     float cutoff;
+    int64_t anchors;  // of an image
 };
 
-// Calls found(i) for each i with row[i * step] >= cutoff. A block is first asked whether it holds any, a loop that
-// vectorises: at most a few in a thousand logits pass.
-template <typename T, typename Found>
-void scan_row(const T* row, int64_t step, int64_t n, float cutoff, const Found& found) {
-    constexpr int64_t kBlock = 64;
-    int64_t begin = 0;
-    if (step == 1)
-        for (; begin + kBlock <= n; begin += kBlock) {
+// Adds the time since the last end() to a stage; reads no clock without times.
+class Stopwatch {
+   public:
+    explicit Stopwatch(StageTimes* times) : times_(times) {
+        if (times_) last_ = Clock::now();
+    }
+    void end(double StageTimes::* stage) {
+        if (!times_) return;
+        const Clock::time_point now = Clock::now();
+        times_->*stage += std::chrono::duration<double>(now - last_).count();
+        last_ = now;
+    }
+
+   private:
+    using Clock = std::chrono::steady_clock;
+    StageTimes* times_;
+    Clock::time_point last_;
+};
+
+// Scans part `part` of `parts` of an image's class maps.
+template <typename T, typename Keys>
+void scan(const Task& task, int64_t image, int64_t part, int64_t parts, Keys& keys) {
+    if (task.cutoff != task.cutoff) return;  // no score exceeds the threshold
+    int64_t first_anchor = 0;
+    for (int l = 0; l < task.num_levels; ++l) {
+        const Map& map = task.levels[l].class_logits;
+        scan_map<T>(map, task.options.num_classes, image, first_anchor, part, parts, keys);
+        first_anchor += map.height * map.width;
+    }
+}
+
+// Descending. A radix sort by logit, byte by byte, then equal logits by index; a comparison sort mispredicts at every
+// second comparison.
+void sort_descending(std::vector<uint64_t>& keys) {
+    if (keys.size() < 64) return std::sort(keys.begin(), keys.end(), std::greater<>());
+    std::vector<uint64_t> spare(keys.size());
+    size_t counts[4][256] = {};
+    for (const uint64_t key : keys)
+        for (int byte = 0; byte < 4; ++byte) ++counts[byte][~key >> (32 + 8 * byte) & 0xff];
+    for (int byte = 0; byte < 4; ++byte) {
+        size_t next = 0;
+        for (size_t& count : counts[byte]) next += std::exchange(count, next);
+        for (const uint64_t key : keys) spare[counts[byte][~key >> (32 + 8 * byte) & 0xff]++] = key;
+        keys.swap(spare);
+    }
+    for (size_t begin = 0, end = 0; begin < keys.size(); begin = end) {
+        for (end = begin + 1; end < keys.size() && keys[end] >> 32 == keys[begin] >> 32;) ++end;
+        std::sort(keys.begin() + static_cast<ptrdiff_t>(begin), keys.begin() + static_cast<ptrdiff_t>(end),
+                  std::greater<>());
+    }
+}
+
+// Boxes as structure of arrays, so that a loop over them vectorises.
+class BoxColumns {
+   public:
+    explicit BoxColumns(size_t n) : x1_(n), y1_(n), x2_(n), y2_(n), area_(n) {}
+
+    void set(size_t i, Box<float> box) {
+        x1_[i] = box.x1;
+        y1_[i] = box.y1;
+        x2_[i] = box.x2;
+        y2_[i] = box.y2;
+        area_[i] = area(box);
+    }
+
+    bool any_overlaps(size_t begin, size_t end, Box<float> box, float iou_threshold) const {
+        constexpr size_t kBlock = 32;
+        const float own_area = area(box);
+        for (; begin < end; begin += kBlock) {
+            const size_t stop = std::min(end, begin + kBlock);
             int any = 0;
-            for (int64_t i = begin; i < begin + kBlock; ++i) any |= to_float(row[i]) >= cutoff;
-            if (any)
-                for (int64_t i = begin; i < begin + kBlock; ++i)
-                    if (to_float(row[i]) >= cutoff) found(i);
+            for (size_t i = begin; i < stop; ++i)
+                any |= overlaps(Box<float>{x1_[i], y1_[i], x2_[i], y2_[i]}, area_[i], box, own_area, iou_threshold);
+            if (any) return true;
         }
-    for (int64_t i = begin; i < n; ++i)
-        if (to_float(row[i * step]) >= cutoff) found(i);
-}
+        return false;
+    }
 
-// Every (anchor, class) above the cutoff. The innermost loop runs over whichever dimension lies contiguous.
+   private:
+    std::vector<float> x1_, y1_, x2_, y2_, area_;
+};
+
+// The boxes of the keys' anchors: boxes[slots[anchor]].
+struct Decoded {
+    std::vector<uint32_t> slots;
+    std::vector<Box<float>> boxes;
+};
+
+// Decodes each anchor once, even where several of its classes survive, in the order of memory.
 template <typename T>
-void collect_multi_label(const Task& task, int64_t image, std::vector<uint64_t>& keys) {
-    const int64_t classes = task.options.num_classes;
+Decoded decode(const Task& task, int64_t image, const std::vector<uint64_t>& keys) {
+    const auto classes = static_cast<uint32_t>(task.options.num_classes);
+    std::vector<uint64_t> marks(static_cast<size_t>(task.anchors + 63) / 64);
+    for (const uint64_t key : keys) {
+        const uint32_t anchor = candidate_index(key) / classes;
+        marks[anchor / 64] |= uint64_t{1} << anchor % 64;
+    }
+    Decoded decoded;
+    decoded.slots.resize(static_cast<size_t>(task.anchors));
+    std::vector<uint32_t> anchors;
+    anchors.reserve(keys.size());
+    for (size_t word = 0; word < marks.size(); ++word)
+        for (uint64_t bits = marks[word]; bits; bits &= bits - 1) {
+            const auto anchor = static_cast<uint32_t>(word * 64) + static_cast<uint32_t>(__builtin_ctzll(bits));
+            decoded.slots[anchor] = static_cast<uint32_t>(anchors.size());
+            anchors.push_back(anchor);
+        }
+
+    decoded.boxes.resize(anchors.size());
+    auto begin = anchors.begin();
     int64_t first_anchor = 0;
     for (int l = 0; l < task.num_levels; ++l) {
-        const Map& map = task.levels[l].class_logits;
-        const T* base = static_cast<const T*>(map.data) + image * map.stride_batch;
-        const auto add = [&](const T* logit, int64_t anchor, int64_t c) {
-            keys.push_back(candidate_key(to_float(*logit), static_cast<uint32_t>(anchor * classes + c)));
-        };
-        if (map.stride_channel == 1) {
-            for (int64_t y = 0; y < map.height; ++y)
-                for (int64_t x = 0; x < map.width; ++x) {
-                    const T* row = base + y * map.stride_height + x * map.stride_width;
-                    scan_row(row, 1, classes, task.cutoff,
-                             [&](int64_t c) { add(row + c, first_anchor + y * map.width + x, c); });
-                }
-        } else {
-            // A dense NCHW plane is one long row; otherwise rows are read one by one, with their stride.
-            const bool dense = map.stride_width == 1 && map.stride_height == map.width;
-            const int64_t rows = dense ? 1 : map.height, length = dense ? map.height * map.width : map.width;
-            for (int64_t c = 0; c < classes; ++c)
-                for (int64_t y = 0; y < rows; ++y) {
-                    const T* row = base + c * map.stride_channel + y * map.stride_height;
-                    scan_row(row, map.stride_width, length, task.cutoff,
-                             [&](int64_t x) { add(row + x * map.stride_width, first_anchor + y * map.width + x, c); });
-                }
-        }
-        first_anchor += map.height * map.width;
+        const Level& level = task.levels[l];
+        const int64_t past = first_anchor + level.box_logits.height * level.box_logits.width;
+        const auto end = std::lower_bound(begin, anchors.end(), past);
+        decode_anchors<T>(level, task.options.bins, image, first_anchor, &*begin, end - begin,
+                          decoded.boxes.data() + (begin - anchors.begin()));
+        begin = end;
+        first_anchor = past;
     }
+    return decoded;
 }
 
-// Each anchor's best class, the lowest on a tie, where it is above the cutoff.
-template <typename T>
-void collect_single_label(const Task& task, int64_t image, std::vector<uint64_t>& keys) {
-    const int64_t classes = task.options.num_classes;
-    std::vector<float> best;
-    std::vector<int32_t> label;
-    int64_t first_anchor = 0;
-    for (int l = 0; l < task.num_levels; ++l) {
-        const Map& map = task.levels[l].class_logits;
-        const T* base = static_cast<const T*>(map.data) + image * map.stride_batch;
-        best.resize(map.width);
-        label.resize(map.width);
-        for (int64_t y = 0; y < map.height; ++y) {
-            std::fill(best.begin(), best.end(), -std::numeric_limits<float>::infinity());
-            std::fill(label.begin(), label.end(), 0);
-            for (int64_t c = 0; c < classes; ++c) {
-                const T* row = base + c * map.stride_channel + y * map.stride_height;
-                for (int64_t x = 0; x < map.width; ++x) {
-                    const float logit = to_float(row[x * map.stride_width]);
-                    const bool better = logit > best[x];
-                    best[x] = better ? logit : best[x];
-                    label[x] = better ? static_cast<int32_t>(c) : label[x];
-                }
-            }
-            for (int64_t x = 0; x < map.width; ++x)
-                if (best[x] >= task.cutoff) {
-                    const int64_t anchor = first_anchor + y * map.width + x;
-                    keys.push_back(candidate_key(best[x], static_cast<uint32_t>(anchor * classes + label[x])));
-                }
-        }
-        first_anchor += map.height * map.width;
-    }
-}
+// Greedy NMS in the order of the keys; writes the detections and returns how many.
+int64_t suppress(const Task& task, int64_t image, const std::vector<uint64_t>& keys, const Decoded& decoded) {
+    const DecodeNmsOptions& options = task.options;
+    const auto classes = static_cast<uint32_t>(options.num_classes);
+    // The kept boxes of a class stand together: from `begins`, with room for all of its candidates, to `ends`.
+    const auto group_of = [&](uint32_t label) { return options.class_agnostic ? 0 : label; };
+    std::vector<uint32_t> begins(options.class_agnostic ? 1 : classes);
+    for (const uint64_t key : keys) ++begins[group_of(candidate_index(key) % classes)];
+    uint32_t next = 0;
+    for (uint32_t& begin : begins) next += std::exchange(begin, next);
+    std::vector<uint32_t> ends = begins;
+    BoxColumns kept(keys.size());
 
-template <typename T>
-Box<float> decode_anchor(const Task& task, int64_t image, int64_t anchor) {
-    int l = 0;
-    for (;; ++l) {
-        const int64_t cells = task.levels[l].box_logits.height * task.levels[l].box_logits.width;
-        if (anchor < cells) break;
-        anchor -= cells;
+    int64_t count = 0;
+    for (size_t i = 0; i < keys.size() && count < options.max_detections; ++i) {
+        const uint32_t index = candidate_index(keys[i]), anchor = index / classes, label = index % classes;
+        const uint32_t group = group_of(label);
+        const Box<float> box = decoded.boxes[decoded.slots[anchor]];
+        if (!is_finite(box)) continue;  // NaN logits never become boxes
+        if (kept.any_overlaps(begins[group], ends[group], box, options.iou_threshold)) continue;
+        kept.set(ends[group]++, box);
+        const int64_t slot = image * options.max_detections + count++;
+        float* out = task.out.boxes + 4 * slot;
+        out[0] = box.x1;
+        out[1] = box.y1;
+        out[2] = box.x2;
+        out[3] = box.y2;
+        task.out.scores[slot] = sigmoid(candidate_logit(keys[i]));
+        task.out.labels[slot] = label;
+        task.out.anchors[slot] = anchor;
     }
-    const Map& map = task.levels[l].box_logits;
-    return decode_box<T>(map, task.levels[l].stride, task.options.bins, image, anchor / map.width, anchor % map.width);
-}
-
-// Keeps the best `count` keys, in descending order.
-void select(std::vector<uint64_t>& keys, size_t count) {
-    if (keys.size() > count) {
-        std::nth_element(keys.begin(), keys.begin() + static_cast<int64_t>(count), keys.end(), std::greater<>());
-        keys.resize(count);
-    }
-    std::sort(keys.begin(), keys.end(), std::greater<>());
+    return count;
 }
 
 void pad(const Task& task, int64_t image, int64_t count) {
@@ -137,87 +193,70 @@ void pad(const Task& task, int64_t image, int64_t count) {
     task.out.counts[image] = count;
 }
 
-template <typename T>
-void decode_nms_image(const Task& task, int64_t image) {
+template <typename T, typename Keys>
+void finish(const Task& task, int64_t image, Keys& found, Stopwatch& watch) {
+    std::vector<uint64_t>& keys = found.best();
+    sort_descending(keys);
+    watch.end(&StageTimes::select);
+    const Decoded decoded = decode<T>(task, image, keys);
+    watch.end(&StageTimes::decode);
+    pad(task, image, suppress(task, image, keys, decoded));
+    watch.end(&StageTimes::nms);
+}
+
+constexpr int64_t kScanBytes = 1 << 20;  // a thread takes longer to start than to read fewer
+
+// An image for each thread, or several threads to scan one image where there are more threads than images.
+template <typename T, typename Keys>
+void decode_nms_images(const Task& task, int threads, StageTimes* times) {
     const DecodeNmsOptions& options = task.options;
-    std::vector<uint64_t> keys;
-    if (options.multi_label)
-        collect_multi_label<T>(task, image, keys);
-    else
-        collect_single_label<T>(task, image, keys);
-    select(keys, static_cast<size_t>(options.pre_nms_top_k));
-
-    // Decode each surviving anchor once, even where several of its classes survive.
-    const int64_t n = static_cast<int64_t>(keys.size());
-    std::vector<int64_t> by_anchor(n);
-    for (int64_t i = 0; i < n; ++i) by_anchor[i] = i;
-    const auto anchor_of = [&](int64_t i) { return candidate_index(keys[i]) / options.num_classes; };
-    std::sort(by_anchor.begin(), by_anchor.end(), [&](int64_t a, int64_t b) { return anchor_of(a) < anchor_of(b); });
-    std::vector<Box<float>> boxes(n);
-    for (int64_t i = 0; i < n; ++i)
-        boxes[by_anchor[i]] = i > 0 && anchor_of(by_anchor[i]) == anchor_of(by_anchor[i - 1])
-                                  ? boxes[by_anchor[i - 1]]
-                                  : decode_anchor<T>(task, image, anchor_of(by_anchor[i]));
-
-    // Group the ranks by class: a counting sort, which keeps the order of the keys within a class.
-    const int64_t groups = options.class_agnostic ? 1 : options.num_classes;
-    const auto class_of = [&](int64_t i) { return candidate_index(keys[i]) % options.num_classes; };
-    const auto group_of = [&](int64_t i) { return options.class_agnostic ? 0 : class_of(i); };
-    std::vector<int64_t> start(groups + 1, 0), ranks(n);
-    for (int64_t i = 0; i < n; ++i) ++start[group_of(i) + 1];
-    for (int64_t g = 0; g < groups; ++g) start[g + 1] += start[g];
-    std::vector<int64_t> next(start.begin(), start.end() - 1);
-    for (int64_t i = 0; i < n; ++i) ranks[next[group_of(i)]++] = i;
-
-    std::vector<uint8_t> kept(n, 0);
-    Suppressor<float> group;
-    std::vector<int64_t> members;
-    for (int64_t g = 0; g < groups; ++g) {
-        group.clear();
-        members.clear();
-        for (int64_t r = start[g]; r < start[g + 1]; ++r)
-            if (is_finite(boxes[ranks[r]])) {  // NaN logits never become boxes
-                group.add(boxes[ranks[r]]);
-                members.push_back(ranks[r]);
-            }
-        int64_t left = options.max_detections;  // no class can fill more than the output
-        group.run(options.iou_threshold, [&](int64_t i) {
-            kept[members[i]] = 1;
-            return --left > 0;
+    const int64_t bytes = task.anchors * options.num_classes * static_cast<int64_t>(sizeof(T));
+    const int64_t parts = std::clamp<int64_t>(threads / options.batch, 1, 1 + bytes / kScanBytes);
+    const auto scan_part = [&](int64_t image, int64_t part, Keys& keys) {
+        keys.begin(task.cutoff, options.pre_nms_top_k, task.anchors, options.num_classes);
+        scan<T>(task, image, part, parts, keys);
+    };
+    if (parts == 1)
+        return parallel_for(options.batch, threads, [&](int64_t image) {
+            Stopwatch watch(times);
+            Keys keys;
+            scan_part(image, 0, keys);
+            watch.end(&StageTimes::scan);
+            finish<T>(task, image, keys, watch);
         });
-    }
+    std::vector<Keys> keys(options.batch * parts);
+    parallel_for(options.batch * parts, threads, [&](int64_t i) { scan_part(i / parts, i % parts, keys[i]); });
+    parallel_for(options.batch, threads, [&](int64_t image) {
+        Stopwatch watch(nullptr);
+        for (int64_t part = 1; part < parts; ++part) keys[image * parts].add_all(keys[image * parts + part]);
+        finish<T>(task, image, keys[image * parts], watch);
+    });
+}
 
-    int64_t count = 0;
-    for (int64_t i = 0; i < n && count < options.max_detections; ++i) {
-        if (!kept[i]) continue;
-        const int64_t slot = image * options.max_detections + count++;
-        float* box = task.out.boxes + 4 * slot;
-        box[0] = boxes[i].x1;
-        box[1] = boxes[i].y1;
-        box[2] = boxes[i].x2;
-        box[3] = boxes[i].y2;
-        task.out.scores[slot] = sigmoid(candidate_logit(keys[i]));
-        task.out.labels[slot] = class_of(i);
-        task.out.anchors[slot] = anchor_of(i);
-    }
-    pad(task, image, count);
+template <typename T>
+void decode_nms_of(const Task& task, int threads, StageTimes* times) {
+    if (task.options.multi_label)
+        decode_nms_images<T, BestKeys>(task, threads, times);
+    else
+        decode_nms_images<T, BestKeysPerAnchor>(task, threads, times);
 }
 
 }  // namespace
 
 void decode_nms(const Level* levels, int num_levels, ScalarType type, const DecodeNmsOptions& options,
-                const DetectionsOut& out, int threads) {
-    const Task task{levels, num_levels, options, out, cutoff_logit(options.score_threshold)};
-    parallel_for(options.batch, threads, [&](int64_t image) {
-        switch (type) {
-            case ScalarType::Float32:
-                return decode_nms_image<float>(task, image);
-            case ScalarType::Float16:
-                return decode_nms_image<Half>(task, image);
-            case ScalarType::BFloat16:
-                return decode_nms_image<BFloat16>(task, image);
-        }
-    });
+                const DetectionsOut& out, int threads, StageTimes* times) {
+    if (options.batch == 0) return;
+    Task task{levels, num_levels, options, out, cutoff_logit(options.score_threshold), 0};
+    for (int l = 0; l < num_levels; ++l) task.anchors += levels[l].class_logits.height * levels[l].class_logits.width;
+    if (times) threads = 1;
+    switch (type) {
+        case ScalarType::Float32:
+            return decode_nms_of<float>(task, threads, times);
+        case ScalarType::Float16:
+            return decode_nms_of<Half>(task, threads, times);
+        case ScalarType::BFloat16:
+            return decode_nms_of<BFloat16>(task, threads, times);
+    }
 }
 
 }  // namespace yolonas::cpu

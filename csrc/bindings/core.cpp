@@ -6,6 +6,7 @@
 
 #include <array>
 #include <stdexcept>
+#include <tuple>
 #include <vector>
 
 #include "../core/ops.h"
@@ -56,10 +57,11 @@ void decode_nms_cpu(const std::vector<MapArgument>& class_logits, const std::vec
 }
 
 // -> seconds of scan, select, decode, nms, on one thread
-std::array<double, 4> decode_nms_cpu_stages(const std::vector<MapArgument>& class_logits,
-                                            const std::vector<MapArgument>& box_logits,
-                                            const std::vector<float>& strides, int type,
-                                            const DecodeNmsOptions& options, const std::array<int64_t, 5>& out) {
+std::tuple<double, double, double, double> decode_nms_cpu_stages(const std::vector<MapArgument>& class_logits,
+                                                                 const std::vector<MapArgument>& box_logits,
+                                                                 const std::vector<float>& strides, int type,
+                                                                 const DecodeNmsOptions& options,
+                                                                 const std::array<int64_t, 5>& out) {
     const auto levels = to_levels(class_logits, box_logits, strides);
     cpu::StageTimes times{};
     cpu::decode_nms(levels.data(), static_cast<int>(levels.size()), static_cast<ScalarType>(type), options, to_out(out),

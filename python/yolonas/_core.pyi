@@ -30,6 +30,14 @@ def decode_nms_cpu(
     out: Sequence[int],
     threads: int,
 ) -> None: ...
+def decode_nms_cpu_stages(
+    class_logits: _Maps,
+    box_logits: _Maps,
+    strides: Sequence[float],
+    dtype: int,
+    options: DecodeNmsOptions,
+    out: Sequence[int],
+) -> tuple[float, float, float, float]: ...
 def dfl_decode_cpu(
     box_logits: _Maps, strides: Sequence[float], dtype: int, batch: int, bins: int, boxes: int, threads: int
 ) -> None: ...

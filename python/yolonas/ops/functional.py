@@ -141,4 +141,7 @@ def _tensor(value: Tensor, name: str) -> Tensor:
 def _maps(maps: Sequence[Tensor], name: str) -> list[Tensor]:
     if not isinstance(maps, list | tuple):
         raise TypeError(f"{name} must be a list with a tensor per level, not {type(maps).__name__}")
-    return [_tensor(m, f"{name}[{level}]") for level, m in enumerate(maps)]
+    for level, m in enumerate(maps):
+        if not isinstance(m, Tensor):
+            raise TypeError(f"{name}[{level}] must be a tensor, not {type(m).__name__}")
+    return list(maps)

@@ -29,13 +29,14 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _check_maps(maps: Sequence[Tensor]) -> None:
+    dtype, device = maps[0].dtype, maps[0].device
     for tensor in maps:
         if tensor.dtype not in _TYPES:
             raise TypeError(f"logits must be float32, float16 or bfloat16, not {tensor.dtype}")
-        if tensor.dtype != maps[0].dtype:
-            raise TypeError(f"all logits must have one dtype, not {maps[0].dtype} and {tensor.dtype}")
-        if tensor.device != maps[0].device:
-            raise ValueError(f"all logits must be on one device, not on {maps[0].device} and {tensor.device}")
+        if tensor.dtype != dtype:
+            raise TypeError(f"all logits must have one dtype, not {dtype} and {tensor.dtype}")
+        if tensor.device != device:
+            raise ValueError(f"all logits must be on one device, not on {device} and {tensor.device}")
 
 
 def _decode_nms_outputs(
@@ -49,8 +50,9 @@ def _decode_nms_outputs(
 ) -> tuple[int, int, Outputs]:
     """Checks the arguments; -> number of classes, bins, uninitialised outputs."""
     arguments.level_strides(strides, len(box_logits), _core.MAX_LEVELS)
-    batch, bins = arguments.box_shapes([m.shape for m in box_logits])
-    classes = arguments.class_shapes([m.shape for m in class_logits], [m.shape for m in box_logits])
+    box_shapes = [m.shape for m in box_logits]
+    batch, bins = arguments.box_shapes(box_shapes)
+    classes = arguments.class_shapes([m.shape for m in class_logits], box_shapes)
     _check_maps([*class_logits, *box_logits])
     arguments.threshold(score_threshold, "score_threshold")
     arguments.threshold(iou_threshold, "iou_threshold")
@@ -95,7 +97,8 @@ def _check_nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_thresho
 
 
 def _map(tensor: Tensor) -> list[int]:
-    return [tensor.data_ptr(), *tensor.shape[2:], *tensor.stride()]
+    _, _, height, width = tensor.shape
+    return [tensor.data_ptr(), height, width, *tensor.stride()]
 
 
 def _decode_nms(

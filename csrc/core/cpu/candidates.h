@@ -19,11 +19,8 @@ namespace yolonas::cpu {
 // however many logits pass.
 class BestKeys {
    public:
-    void begin(float cutoff, int64_t limit, int64_t /*anchors*/ = 0, int64_t /*num_classes*/ = 0) {
-        cutoff_ = cutoff;
-        limit_ = static_cast<size_t>(limit);
-        full_ = limit_ + std::max(limit_, size_t{4096});
-    }
+    BestKeys(float cutoff, int64_t limit)
+        : cutoff_(cutoff), limit_(static_cast<size_t>(limit)), full_(limit_ + std::max(limit_, size_t{4096})) {}
 
     float cutoff() const { return cutoff_; }
 
@@ -48,18 +45,17 @@ class BestKeys {
 
    private:
     std::vector<uint64_t> keys_;
-    float cutoff_ = 0;
-    size_t limit_ = 0, full_ = 0;
+    float cutoff_;
+    size_t limit_, full_;
 };
 
 // The same of each anchor's best key alone: the best class, the lowest on a tie.
 class BestKeysPerAnchor {
    public:
-    void begin(float cutoff, int64_t limit, int64_t anchors, int64_t num_classes) {
-        selected_.begin(cutoff, limit);
-        of_anchor_.assign(static_cast<size_t>(anchors), 0);
-        num_classes_ = static_cast<uint32_t>(num_classes);
-    }
+    BestKeysPerAnchor(float cutoff, int64_t limit, int64_t anchors, int64_t num_classes)
+        : of_anchor_(static_cast<size_t>(anchors)),
+          selected_(cutoff, limit),
+          num_classes_(static_cast<uint32_t>(num_classes)) {}
 
     float cutoff() const { return selected_.cutoff(); }
 
@@ -82,7 +78,7 @@ class BestKeysPerAnchor {
    private:
     std::vector<uint64_t> of_anchor_;  // 0: none
     BestKeys selected_;
-    uint32_t num_classes_ = 1;
+    uint32_t num_classes_;
 };
 
 // Logits as what decides fastest whether any of many reaches a cutoff. 16-bit floats are integers of the same order:

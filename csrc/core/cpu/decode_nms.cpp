@@ -110,21 +110,21 @@ class BoxColumns {
 };
 
 // The boxes of the keys' anchors: boxes[slots[anchor]].
-struct Decoded {
+struct AnchorBoxes {
     std::vector<uint32_t> slots;
     std::vector<Box<float>> boxes;
 };
 
 // Decodes each anchor once, even where several of its classes survive, in the order of memory.
 template <typename T>
-Decoded decode(const Task& task, int64_t image, const std::vector<uint64_t>& keys) {
+AnchorBoxes decode(const Task& task, int64_t image, const std::vector<uint64_t>& keys) {
     const auto classes = static_cast<uint32_t>(task.options.num_classes);
     std::vector<uint64_t> marks(static_cast<size_t>(task.anchors + 63) / 64);
     for (const uint64_t key : keys) {
         const uint32_t anchor = candidate_index(key) / classes;
         marks[anchor / 64] |= uint64_t{1} << anchor % 64;
     }
-    Decoded decoded;
+    AnchorBoxes decoded;
     decoded.slots.resize(static_cast<size_t>(task.anchors));
     std::vector<uint32_t> anchors;
     anchors.reserve(keys.size());
@@ -151,7 +151,7 @@ Decoded decode(const Task& task, int64_t image, const std::vector<uint64_t>& key
 }
 
 // Greedy NMS in the order of the keys; writes the detections and returns how many.
-int64_t suppress(const Task& task, int64_t image, const std::vector<uint64_t>& keys, const Decoded& decoded) {
+int64_t suppress(const Task& task, int64_t image, const std::vector<uint64_t>& keys, const AnchorBoxes& decoded) {
     const DecodeNmsOptions& options = task.options;
     const auto classes = static_cast<uint32_t>(options.num_classes);
     // The kept boxes of a class stand together: from `begins`, with room for all of its candidates, to `ends`.
@@ -198,7 +198,7 @@ void finish(const Task& task, int64_t image, Keys& found, Stopwatch& watch) {
     std::vector<uint64_t>& keys = found.best();
     sort_descending(keys);
     watch.end(&StageTimes::select);
-    const Decoded decoded = decode<T>(task, image, keys);
+    const AnchorBoxes decoded = decode<T>(task, image, keys);
     watch.end(&StageTimes::decode);
     pad(task, image, suppress(task, image, keys, decoded));
     watch.end(&StageTimes::nms);
@@ -206,40 +206,39 @@ void finish(const Task& task, int64_t image, Keys& found, Stopwatch& watch) {
 
 constexpr int64_t kScanBytes = 4 << 20;  // read in some 80 us; a thread takes 20 to start
 
-// An image for each thread, or several threads to scan one image where there are more threads than images.
+// An image for each thread, or several threads to scan one image where there are more threads than images. `none` are
+// the keys before a scan.
 template <typename T, typename Keys>
-void decode_nms_images(const Task& task, int threads, StageTimes* times) {
-    const DecodeNmsOptions& options = task.options;
-    const int64_t logits = task.anchors * options.num_classes, limit = std::min(options.pre_nms_top_k, logits);
-    const int64_t most_parts = 1 + logits * static_cast<int64_t>(sizeof(T)) / kScanBytes;
-    const int64_t parts = std::clamp<int64_t>(threads / options.batch, 1, most_parts);
-    const auto scan_part = [&](int64_t image, int64_t part, Keys& keys) {
-        keys.begin(task.cutoff, limit, task.anchors, options.num_classes);
-        scan<T>(task, image, part, parts, keys);
-    };
+void decode_nms_images(const Task& task, int threads, StageTimes* times, const Keys& none) {
+    const int64_t batch = task.options.batch;
+    const int64_t bytes = task.anchors * task.options.num_classes * static_cast<int64_t>(sizeof(T));
+    const int64_t parts = std::clamp<int64_t>(threads / batch, 1, 1 + bytes / kScanBytes);
     if (parts == 1)
-        return parallel_for(options.batch, threads, [&](int64_t image) {
+        return parallel_for(batch, threads, [&](int64_t image) {
             Stopwatch watch(times);
-            Keys keys;
-            scan_part(image, 0, keys);
+            Keys keys = none;
+            scan<T>(task, image, 0, 1, keys);
             watch.end(&StageTimes::scan);
             finish<T>(task, image, keys, watch);
         });
-    std::vector<Keys> keys(options.batch * parts);
-    parallel_for(options.batch * parts, threads, [&](int64_t i) { scan_part(i / parts, i % parts, keys[i]); });
-    parallel_for(options.batch, threads, [&](int64_t image) {
+    std::vector<Keys> keys(static_cast<size_t>(batch * parts), none);
+    parallel_for(batch * parts, threads, [&](int64_t i) { scan<T>(task, i / parts, i % parts, parts, keys[i]); });
+    parallel_for(batch, threads, [&](int64_t image) {
+        Keys& all = keys[image * parts];
+        for (int64_t part = 1; part < parts; ++part) all.add_all(keys[image * parts + part]);
         Stopwatch watch(nullptr);
-        for (int64_t part = 1; part < parts; ++part) keys[image * parts].add_all(keys[image * parts + part]);
-        finish<T>(task, image, keys[image * parts], watch);
+        finish<T>(task, image, all, watch);
     });
 }
 
 template <typename T>
 void decode_nms_of(const Task& task, int threads, StageTimes* times) {
+    const int64_t classes = task.options.num_classes;
+    const int64_t limit = std::min(task.options.pre_nms_top_k, task.anchors * classes);
     if (task.options.multi_label)
-        decode_nms_images<T, BestKeys>(task, threads, times);
+        decode_nms_images<T>(task, threads, times, BestKeys(task.cutoff, limit));
     else
-        decode_nms_images<T, BestKeysPerAnchor>(task, threads, times);
+        decode_nms_images<T>(task, threads, times, BestKeysPerAnchor(task.cutoff, limit, task.anchors, classes));
 }
 
 }  // namespace

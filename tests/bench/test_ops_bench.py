@@ -15,7 +15,7 @@ def test_quick_run(shared: Path) -> None:
     assert result.returncode == 0, result.stderr
     goals = result.stdout.partition("## Goals")[2]
     assert "NumPy + cv2 / ours" in goals
-    assert "ours / streaming read, from memory" in goals
+    assert "ours / streaming read, maps from memory" in goals
 
 
 def test_missing_logits_get_a_sentence(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ YOLONAS_HD uint32_t ordered_bits(float value) {
     return (bits & 0x80000000u) ? ~bits : bits | 0x80000000u;
 }
 
+YOLONAS_HD uint64_t ordered_bits(double value) {
+    if (value != value) return ~uint64_t{0};
+    const uint64_t bits = bit_cast<uint64_t>(value + 0.0), sign = uint64_t{1} << 63;
+    return (bits & sign) ? ~bits : bits | sign;
+}
+
 YOLONAS_HD float from_ordered_bits(uint32_t key) {
     return bit_cast<float>((key & 0x80000000u) ? key & 0x7fffffffu : ~key);
 }
@@ -168,14 +174,19 @@ YOLONAS_HD T area(Box<T> box) {
     return (box.x2 - box.x1) * (box.y2 - box.y1);
 }
 
-// IoU > threshold by one exact division, as torchvision's: 0 / 0 is NaN, which suppresses nothing.
+// By one exact division, as torchvision's. 0 / 0 is NaN, which is above no threshold.
 template <typename T>
-YOLONAS_HD bool overlaps(Box<T> a, T area_a, Box<T> b, T area_b, T threshold) {
+YOLONAS_HD T iou(Box<T> a, T area_a, Box<T> b, T area_b) {
     const T left = a.x1 > b.x1 ? a.x1 : b.x1, right = a.x2 < b.x2 ? a.x2 : b.x2;
     const T top = a.y1 > b.y1 ? a.y1 : b.y1, bottom = a.y2 < b.y2 ? a.y2 : b.y2;
     const T width = right - left > T(0) ? right - left : T(0), height = bottom - top > T(0) ? bottom - top : T(0);
     const T intersection = width * height;
-    return intersection / (area_a + area_b - intersection) > threshold;
+    return intersection / (area_a + area_b - intersection);
+}
+
+template <typename T>
+YOLONAS_HD bool overlaps(Box<T> a, T area_a, Box<T> b, T area_b, T threshold) {
+    return iou(a, area_a, b, area_b) > threshold;
 }
 
 }  // namespace yolonas

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pybind11
 import pytest
@@ -40,6 +41,7 @@ def test_wheel_and_editable_install_without_torch_and_without_cuda(tmp_path: Pat
     wheels = tmp_path / "wheels"
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", wheels, REPOSITORY, YOLONAS_CUDA="OFF")
     (wheel,) = wheels.glob("yolonas-*.whl")
+    assert not [name for name in ZipFile(wheel).namelist() if name.endswith((".a", ".h", ".cmake"))]
     run(sys.executable, "-m", "venv", tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
     run(python, "-m", "pip", "install", "-q", wheel)

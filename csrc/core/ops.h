@@ -1,5 +1,14 @@
-// The ops on raw memory: no torch, no Python, results written into memory that the caller owns.
-// Shapes stand behind each pointer; strides are in elements; boxes are xyxy.
+// The ops on raw memory: no torch, no Python, and no CUDA to include this. csrc/README.md fixes what they compute.
+//
+// Memory   The caller owns every buffer, results' too; a call keeps none after it returns (on CUDA: after its work on
+//          the stream is done). An output overlaps no other argument. Elements need their own alignment, nothing more.
+// Shapes   stand behind each pointer: arrays are dense and row-major but for those given with strides, which count
+//          elements and may be any, 0 (broadcast) and negative ones too. Boxes are xyxy.
+// Checks   None, unless a function says that it throws: pointers, sizes and options must be as documented.
+// Threads  Functions may be called from several threads at once. `threads`, at least 1, is how many may work on one
+//          call, the caller's among them; the others live as long as the call. No result depends on their number.
+// Errors   std::bad_alloc; in `cuda` also std::runtime_error with the op's name and CUDA's message, and
+//          std::invalid_argument for an input beyond a documented limit. Outputs then hold anything.
 #pragma once
 
 #include <cstddef>
@@ -11,30 +20,34 @@ enum class ScalarType : int { Float32 = 0, Float16 = 1, BFloat16 = 2 };
 
 // One feature map, any strides: NCHW and channels_last are read where they lie.
 struct Map {
-    const void* data;  // [B, channels, height, width]
+    const void* data;  // [B, channels, height, width], of a ScalarType given beside it; points at element [0, 0, 0, 0]
     int64_t height, width;
     int64_t stride_batch, stride_channel, stride_height, stride_width;
 };
 
+// Both maps are of one type and of the same h and w.
 struct Level {
     Map class_logits;  // [B, num_classes, h, w]
     Map box_logits;    // [B, 4 * bins, h, w]: left, top, right, bottom, each a distribution over `bins` distances
-    float stride;      // canvas pixels per grid cell
+    float stride;      // canvas pixels per grid cell, above 0
 };
 
-constexpr int kMaxLevels = 8;
+constexpr int kMaxLevels = 8;  // num_levels is from 1 to this
 
+// decode_nms makes detections of a head's raw maps: threshold, the best candidates, their boxes alone, NMS.
 struct DecodeNmsOptions {
-    int64_t batch, num_classes, bins;
-    float score_threshold;   // a candidate has score > score_threshold
-    float iou_threshold;     // a box is suppressed by a better one of its class with IoU > iou_threshold
-    int64_t pre_nms_top_k;   // candidates per image that enter the NMS
-    int64_t max_detections;  // K
+    int64_t batch;           // B, from 0
+    int64_t num_classes;     // from 1; anchors of all levels * num_classes < 2^32
+    int64_t bins;            // from 1
+    float score_threshold;   // 0 to 1: a candidate has score > score_threshold
+    float iou_threshold;     // 0 to 1: a box is suppressed by a better one of its class with IoU > iou_threshold
+    int64_t pre_nms_top_k;   // from 1: candidates per image that enter the NMS
+    int64_t max_detections;  // K, from 1
     bool multi_label;        // every (anchor, class) is a candidate; otherwise each anchor's best class
     bool class_agnostic;     // boxes suppress boxes of every class
 };
 
-// Rows past an image's count hold boxes 0, scores 0, labels -1, anchors -1.
+// Every element is written. Rows past an image's count hold boxes 0, scores 0, labels -1, anchors -1.
 struct DetectionsOut {
     float* boxes;      // [B, K, 4] canvas pixels, not clipped
     float* scores;     // [B, K] descending by logit
@@ -58,8 +71,9 @@ void decode_nms(const Level* levels, int num_levels, ScalarType type, const Deco
 void dfl_decode(const Map* box_logits, const float* strides, int num_levels, ScalarType type, int64_t batch,
                 int64_t bins, float* boxes, int threads);
 
-// Greedy NMS in descending order of score (ties: ascending index), within equal labels; labels may be null: one class.
-// Writes the kept indices in that order into keep [n] and returns how many. Instantiated for float and double.
+// Greedy NMS of boxes [n, 4], scores [n] in descending order of score (NaN first, ties: ascending index), within equal
+// labels [n], any integers; labels may be null: one class. iou_threshold is from 0 to 1. Writes the kept indices in
+// that order into keep [n] and returns how many. Instantiated for float and double. Works on the caller's thread.
 template <typename T>
 int64_t batched_nms(const T* boxes, const T* scores, const int64_t* labels, int64_t n, T iou_threshold, int64_t* keep);
 
@@ -73,17 +87,19 @@ using Stream = void*;  // a cudaStream_t; this header needs no CUDA
 // Throws std::invalid_argument where an image has 2^32 candidates or more.
 size_t decode_nms_workspace(const Level* levels, int num_levels, const DecodeNmsOptions& options);
 
-// As cpu::decode_nms on device memory; enqueues on `stream` and returns without waiting.
+// As cpu::decode_nms on memory of `device`; the structs themselves lie on the host. Enqueues on `stream` and returns
+// without waiting, so it can be captured into a CUDA graph; the thread's current device stays what it was.
 void decode_nms(const Level* levels, int num_levels, ScalarType type, const DecodeNmsOptions& options,
                 const DetectionsOut& out, void* workspace, int device, Stream stream);
 
 void dfl_decode(const Map* box_logits, const float* strides, int num_levels, ScalarType type, int64_t batch,
                 int64_t bins, float* boxes, int device, Stream stream);
 
+// Throws std::invalid_argument where n is 2^31 or more.
 template <typename T>
 size_t batched_nms_workspace(int64_t n);
 
-// As cpu::batched_nms on device memory; the number kept goes to kept [1] on the device.
+// As cpu::batched_nms on device memory; the number kept goes to kept [1] on the device. Enqueues and does not wait.
 template <typename T>
 void batched_nms(const T* boxes, const T* scores, const int64_t* labels, int64_t n, T iou_threshold, int64_t* keep,
                  int64_t* kept, void* workspace, int device, Stream stream);

@@ -75,6 +75,20 @@ def test_no_coordinate_trick() -> None:
     assert ops.batched_nms(boxes, scores, labels, 0.5).tolist() == [0, 1, 2]
 
 
+def test_labels_may_be_floats_and_are_not_rounded() -> None:
+    """As torchvision has it: YOLOX, for one, passes the column of classes of its float32 detections."""
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(5, 1)
+    scores = torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1])
+    labels = torch.tensor([0.0, -0.0, 0.5, 1.0, 1.0])
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        assert ops.batched_nms(boxes, scores, labels.to(dtype), 0.5).tolist() == [0, 2, 3]
+    assert ops.batched_nms(boxes, scores, labels > 0, 0.5).tolist() == [0, 2]
+    arrays = boxes.numpy(), scores.numpy()
+    for dtype in (np.float16, np.float32, np.float64):
+        assert npops.batched_nms(*arrays, labels.numpy().astype(dtype), 0.5).tolist() == [0, 2, 3]
+    assert npops.batched_nms(*arrays, labels.numpy() > 0, 0.5).tolist() == [0, 2]
+
+
 def test_labels_may_be_any_integers() -> None:
     boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(4, 1)
     scores = torch.tensor([0.1, 0.4, 0.3, 0.2])
@@ -114,14 +128,14 @@ def test_bad_arguments_are_named() -> None:
         ops.nms(boxes, scores, math.nan)
     with pytest.raises(TypeError, match=r"boxes must be float16, bfloat16, float32 or float64, not torch\.int64"):
         ops.nms(boxes.long(), scores, 0.5)
-    with pytest.raises(TypeError, match=r"labels must be integers, not torch\.float32"):
-        ops.batched_nms(boxes, scores, scores, 0.5)
+    with pytest.raises(TypeError, match=r"labels must be integers or floats, not torch\.complex64"):
+        ops.batched_nms(boxes, scores, scores.cfloat(), 0.5)
     with pytest.raises(TypeError, match="labels must be a tensor, not NoneType"):
         ops.batched_nms(boxes, scores, None, 0.5)
     with pytest.raises(ValueError, match="on one device"):
         ops.nms(boxes, scores.to("meta"), 0.5)
-    with pytest.raises(TypeError, match="labels must be integers, not float32"):
-        npops.batched_nms(boxes.numpy(), scores.numpy(), scores.numpy(), 0.5)
+    with pytest.raises(TypeError, match="labels must be integers or floats, not <U1"):
+        npops.batched_nms(boxes.numpy(), scores.numpy(), np.array(list("abcde")), 0.5)
     with pytest.raises(TypeError, match="boxes must be float16, float32 or float64, not int64"):
         npops.nms(np.zeros((2, 4), np.int64), np.zeros(2, np.float32), 0.5)
 

@@ -114,7 +114,7 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
     Args:
         boxes: [N, 4] xyxy.
         scores: [N].
-        labels: [N] integers.
+        labels: [N] integers, or floats, which are not rounded; torchvision calls it `idxs`.
         iou_threshold: from 0 to 1.
 
     Returns:
@@ -135,6 +135,9 @@ def batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou_threshold: fl
 def _tensor(value: Tensor, name: str) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
+    if value.layout is not torch.strided or value.is_nested:
+        kind = "nested tensor" if value.is_nested else f"tensor of layout {value.layout}"
+        raise TypeError(f"{name} must be a dense tensor, not a {kind}")
     return value
 
 

@@ -123,19 +123,22 @@ def nms(boxes: Array, scores: Array, iou_threshold: float) -> NDArray[np.int64]:
 
 
 def batched_nms(boxes: Array, scores: Array, labels: Array, iou_threshold: float) -> NDArray[np.int64]:
-    """`nms` within each label [N]: boxes of different labels never suppress each other.
+    """`nms` within each label [N], integers or floats: boxes of different labels never suppress each other.
 
     Raises:
         ValueError, TypeError: naming the argument that does not fit.
     """
     labels = np.asarray(labels)
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels must be integers, not {labels.dtype}")
+    if labels.dtype.kind == "f" and labels.dtype.itemsize <= 8:
+        # Bits that are equal where the floats are, once -0 is 0.
+        labels = (labels.astype(np.float64) + 0.0).view(np.int64)
+    elif labels.dtype.kind not in "biu":
+        raise TypeError(f"labels must be integers or floats, not {labels.dtype}")
     return _nms(boxes, scores, labels.astype(np.int64), iou_threshold)
 
 
 def _nms(boxes: Array, scores: Array, labels: Array | None, iou_threshold: float) -> NDArray[np.int64]:
-    boxes, scores = np.asarray(boxes), np.asarray(scores)
+    boxes, scores = _aligned(boxes), _aligned(scores)
     arguments.nms_shapes(boxes.shape, scores.shape, None if labels is None else labels.shape)
     for name, array in (("boxes", boxes), ("scores", scores)):
         if array.dtype not in (np.float16, np.float32, np.float64):
@@ -155,16 +158,19 @@ def _nms(boxes: Array, scores: Array, labels: Array | None, iou_threshold: float
 def _arrays(arrays: Sequence[Array], name: str) -> list[Array]:
     if isinstance(arrays, np.ndarray):
         raise TypeError(f"{name} must be a sequence with an array per level, not one array")
-    return [np.asarray(array) for array in arrays]
+    return [_aligned(array) for array in arrays]
+
+
+def _aligned(array: Array) -> Array:
+    """The array itself, or a copy where elements start between two addresses of their type: a field of a record."""
+    array = np.asarray(array)
+    return array if array.flags.aligned else array.copy()
 
 
 def _dtype(arrays: Sequence[Array]) -> np.dtype[Any]:
     dtypes = {array.dtype for array in arrays}
     if len(dtypes) != 1 or next(iter(dtypes)) not in _TYPES:
         raise TypeError(f"logits must all be float32 or all float16, not {', '.join(sorted(map(str, dtypes)))}")
-    for array in arrays:
-        if any(stride % array.itemsize for stride in array.strides):
-            raise ValueError(f"strides {array.strides} of a map are no multiple of its item size {array.itemsize}")
     return dtypes.pop()
 
 

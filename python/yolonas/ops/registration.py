@@ -6,7 +6,9 @@ their arguments themselves, so that a direct call of an operator is as safe as o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -87,8 +89,8 @@ def _check_nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_thresho
     for name, tensor in (("boxes", boxes), ("scores", scores)):
         if tensor.dtype not in _TYPES and tensor.dtype != torch.float64:
             raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, not {tensor.dtype}")
-    if labels is not None and (labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool):
-        raise TypeError(f"labels must be integers, not {labels.dtype}")
+    if labels is not None and labels.dtype.is_complex:
+        raise TypeError(f"labels must be integers or floats, not {labels.dtype}")
     for name, other in (("scores", scores), ("labels", labels)):
         if other is not None and other.device != boxes.device:
             raise ValueError(f"boxes and {name} must be on one device, not on {boxes.device} and {other.device}")
@@ -96,9 +98,16 @@ def _check_nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_thresho
     return torch.float64 if torch.float64 in (boxes.dtype, scores.dtype) else torch.float32
 
 
+def _address(tensor: Tensor) -> int:
+    address = tensor.data_ptr()
+    if address % tensor.element_size():  # out of torch.frombuffer, or of a field of a packed NumPy record
+        raise ValueError(f"a tensor's {tensor.dtype} data starts between two of its elements: pass a clone() of it")
+    return address
+
+
 def _map(tensor: Tensor) -> list[int]:
     _, _, height, width = tensor.shape
-    return [tensor.data_ptr(), height, width, *tensor.stride()]
+    return [_address(tensor), height, width, *tensor.stride()]
 
 
 def _decode_nms(
@@ -157,10 +166,14 @@ def _batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_thres
     dtype = _check_nms(boxes, scores, labels, iou_threshold)
     _check_device(boxes.device)
     boxes, scores = boxes.to(dtype).contiguous(), scores.to(dtype).contiguous()
-    labels = None if labels is None else labels.to(torch.int64).contiguous()
+    if labels is not None:
+        if labels.dtype.is_floating_point:
+            # Bits that are equal where the floats are, once -0 is 0.
+            labels = labels.double().add(0.0).view(torch.int64)
+        labels = labels.to(torch.int64).contiguous()
     n, double = boxes.shape[0], dtype == torch.float64
     keep = boxes.new_empty((n,), dtype=torch.int64)
-    inputs = (boxes.data_ptr(), scores.data_ptr(), 0 if labels is None else labels.data_ptr(), n, iou_threshold)
+    inputs = (_address(boxes), _address(scores), 0 if labels is None else _address(labels), n, iou_threshold)
     if boxes.device.type == "cuda":
         size = (_core.batched_nms_workspace_float64 if double else _core.batched_nms_workspace_float32)(n)
         workspace, kept = _workspace(size, boxes.device), keep.new_empty((1,))
@@ -194,6 +207,27 @@ def _cuda(device: torch.device) -> tuple[int, int]:
 # get a sentence instead of the dispatcher's list of backends.
 for _name, _function in {"decode_nms": _decode_nms, "dfl_decode": _dfl_decode, "batched_nms": _batched_nms}.items():
     library.impl(_name, _function, "CompositeExplicitAutograd")
+
+# No gradient flows through a selection: the outputs are detached, so that a `backward()` that relies on one fails
+# where it is called, and does not pass None on.
+for _name in ("decode_nms", "batched_nms"):
+    library.impl(_name, torch.library.fallthrough_kernel, "Autograd")
+
+# Without a rule of its own, torch.vmap would loop over the samples and fail on the first that keeps another number.
+_WITHOUT_VMAP = {
+    "decode_nms": "decode_nms does not run under torch.vmap: call it once on the whole batch, maps [B, C, h, w]",
+    "dfl_decode": "dfl_decode does not run under torch.vmap: call it once on the whole batch, maps [B, 4 * bins, h, w]",
+    "batched_nms": "nms and batched_nms do not run under torch.vmap, since every sample keeps another number of boxes: "
+    "call batched_nms once on all samples' boxes, with labels such as image * num_classes + label",
+}
+
+
+def _refuse_vmap(sentence: str, info: object, in_dims: object, *inputs: object) -> NoReturn:
+    raise RuntimeError(f"yolonas.ops.{sentence}")
+
+
+for _name, _sentence in _WITHOUT_VMAP.items():
+    torch.library.register_vmap(f"yolonas::{_name}", functools.partial(_refuse_vmap, _sentence), lib=library)
 
 
 @torch.library.register_fake("yolonas::decode_nms", lib=library)

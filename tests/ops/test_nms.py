@@ -68,46 +68,6 @@ def test_equals_the_reference_callback(shared: Path) -> None:
         assert torch.equal(actual, case["out"])
 
 
-def test_no_coordinate_trick() -> None:
-    """Boxes offset by class, as torchvision has them, run into the next class's; exact code has no offsets."""
-    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1e8, 1e8]])
-    scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 5, 10])
-    assert ops.batched_nms(boxes, scores, labels, 0.5).tolist() == [0, 1, 2]
-
-
-def test_labels_may_be_floats_and_are_not_rounded() -> None:
-    """As torchvision has it: YOLOX, for one, passes the column of classes of its float32 detections."""
-    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(5, 1)
-    scores = torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1])
-    labels = torch.tensor([0.0, -0.0, 0.5, 1.0, 1.0])
-    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        assert ops.batched_nms(boxes, scores, labels.to(dtype), 0.5).tolist() == [0, 2, 3]
-    assert ops.batched_nms(boxes, scores, labels > 0, 0.5).tolist() == [0, 2]
-    arrays = boxes.numpy(), scores.numpy()
-    for dtype in (np.float16, np.float32, np.float64):
-        assert npops.batched_nms(*arrays, labels.numpy().astype(dtype), 0.5).tolist() == [0, 2, 3]
-    assert npops.batched_nms(*arrays, labels.numpy() > 0, 0.5).tolist() == [0, 2]
-
-
-def test_labels_may_be_any_integers() -> None:
-    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(4, 1)
-    scores = torch.tensor([0.1, 0.4, 0.3, 0.2])
-    labels = torch.tensor([-(2**62), 2**62, -(2**62), 2**62])
-    assert ops.batched_nms(boxes, scores, labels, 0.5).tolist() == [1, 2]
-    assert ops.batched_nms(boxes, scores, labels.sign().to(torch.int8), 0.5).tolist() == [1, 2]
-
-
-def test_degenerate_boxes_are_kept() -> None:
-    """0 / 0 is NaN, which is not above the threshold: as torchvision does."""
-    boxes = torch.zeros(3, 4)
-    assert ops.nms(boxes, torch.tensor([1.0, 3.0, 2.0]), 0.0).tolist() == [1, 2, 0]
-
-
-def test_nan_scores_come_first_and_signed_zeros_tie() -> None:
-    boxes = torch.arange(4.0)[:, None] * 10 + torch.tensor([0.0, 0.0, 1.0, 1.0])
-    assert ops.nms(boxes, torch.tensor([0.5, math.nan, -0.0, 0.0]), 0.5).tolist() == [1, 0, 2, 3]
-
-
 def test_identical_and_empty_boxes() -> None:
     boxes = torch.tensor([[0.0, 0.0, 5.0, 5.0]]).repeat(5000, 1)
     assert ops.nms(boxes, torch.linspace(0, 1, 5000), 0.5).tolist() == [4999]

@@ -1,4 +1,4 @@
-"""Random head output for the tests of the ops."""
+"""Random head output for the tests of the ops, and what a result is compared by."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+
+from yolonas import ops
+from yolonas.ops import reference
 
 Maps = list[Tensor]
 
@@ -40,3 +43,27 @@ head_outputs = st.builds(
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     quantum=st.sampled_from([0.0, 0.5]),
 )
+
+
+def assert_same(actual: ops.Decoded, expected: ops.Decoded) -> None:
+    assert torch.equal(actual.counts, expected.counts)
+    assert torch.equal(actual.labels, expected.labels)
+    assert torch.equal(actual.anchors, expected.anchors)
+    torch.testing.assert_close(actual.scores, expected.scores, rtol=0, atol=1e-7)
+    torch.testing.assert_close(actual.boxes, expected.boxes, rtol=2e-6, atol=2e-4)
+
+
+def iou_near_threshold(box_logits: Maps, strides: Sequence[float], threshold: float) -> bool:
+    """Whether float noise in the boxes (the reference's exp is another one) could decide a suppression."""
+    boxes = reference.dfl_decode(box_logits, strides)
+    for image in boxes:
+        overlap = (
+            torch.minimum(image[:, None, 2:], image[None, :, 2:])
+            - torch.maximum(image[:, None, :2], image[None, :, :2])
+        ).clamp(min=0)
+        intersection = overlap.prod(2)
+        area = (image[:, 2:] - image[:, :2]).prod(1)
+        iou = intersection / (area[:, None] + area[None, :] - intersection)
+        if ((iou - threshold).abs() < 1e-5).any():
+            return True
+    return False

@@ -23,6 +23,13 @@ Map to_map(const MapArgument& a) {
     return {reinterpret_cast<const void*>(static_cast<uintptr_t>(a[0])), a[1], a[2], a[3], a[4], a[5], a[6]};
 }
 
+// address, rows, bins, strides of row, bin
+using RowsArgument = std::array<int64_t, 5>;
+
+Rows to_rows(const RowsArgument& a) {
+    return {reinterpret_cast<const void*>(static_cast<uintptr_t>(a[0])), a[1], a[2], a[3], a[4]};
+}
+
 template <typename T>
 T* pointer(int64_t address) {
     return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
@@ -73,7 +80,26 @@ void dfl_decode_cpu(const std::vector<MapArgument>& box_logits, const std::vecto
                     int64_t batch, int64_t bins, int64_t boxes, int threads) {
     const auto maps = to_maps(box_logits);
     cpu::dfl_decode(maps.data(), strides.data(), static_cast<int>(maps.size()), static_cast<ScalarType>(type), batch,
-                    bins, pointer<float>(boxes), threads);
+                    bins, pointer<void>(boxes), threads);
+}
+
+void dfl_decode_backward_cpu(int64_t gradient, const std::vector<MapArgument>& box_logits,
+                             const std::vector<float>& strides, int type, int64_t batch, int64_t bins,
+                             const std::vector<MapArgument>& logit_gradients, int threads) {
+    const auto maps = to_maps(box_logits), gradients = to_maps(logit_gradients);
+    cpu::dfl_decode_backward(pointer<const void>(gradient), maps.data(), strides.data(), static_cast<int>(maps.size()),
+                             static_cast<ScalarType>(type), batch, bins, gradients.data(), threads);
+}
+
+void dfl_loss_cpu(const RowsArgument& logits, int type, int64_t targets, int64_t loss, int threads) {
+    cpu::dfl_loss(to_rows(logits), static_cast<ScalarType>(type), pointer<const void>(targets), pointer<void>(loss),
+                  threads);
+}
+
+void dfl_loss_backward_cpu(int64_t gradient, const RowsArgument& logits, int type, int64_t targets,
+                           const RowsArgument& logit_gradients, int threads) {
+    cpu::dfl_loss_backward(pointer<const void>(gradient), to_rows(logits), static_cast<ScalarType>(type),
+                           pointer<const void>(targets), to_rows(logit_gradients), threads);
 }
 
 template <typename T>
@@ -102,7 +128,27 @@ void dfl_decode_cuda(const std::vector<MapArgument>& box_logits, const std::vect
                      int64_t batch, int64_t bins, int64_t boxes, int device, int64_t stream) {
     const auto maps = to_maps(box_logits);
     cuda::dfl_decode(maps.data(), strides.data(), static_cast<int>(maps.size()), static_cast<ScalarType>(type), batch,
-                     bins, pointer<float>(boxes), device, pointer<void>(stream));
+                     bins, pointer<void>(boxes), device, pointer<void>(stream));
+}
+
+void dfl_decode_backward_cuda(int64_t gradient, const std::vector<MapArgument>& box_logits,
+                              const std::vector<float>& strides, int type, int64_t batch, int64_t bins,
+                              const std::vector<MapArgument>& logit_gradients, int device, int64_t stream) {
+    const auto maps = to_maps(box_logits), gradients = to_maps(logit_gradients);
+    cuda::dfl_decode_backward(pointer<const void>(gradient), maps.data(), strides.data(), static_cast<int>(maps.size()),
+                              static_cast<ScalarType>(type), batch, bins, gradients.data(), device,
+                              pointer<void>(stream));
+}
+
+void dfl_loss_cuda(const RowsArgument& logits, int type, int64_t targets, int64_t loss, int device, int64_t stream) {
+    cuda::dfl_loss(to_rows(logits), static_cast<ScalarType>(type), pointer<const void>(targets), pointer<void>(loss),
+                   device, pointer<void>(stream));
+}
+
+void dfl_loss_backward_cuda(int64_t gradient, const RowsArgument& logits, int type, int64_t targets,
+                            const RowsArgument& logit_gradients, int device, int64_t stream) {
+    cuda::dfl_loss_backward(pointer<const void>(gradient), to_rows(logits), static_cast<ScalarType>(type),
+                            pointer<const void>(targets), to_rows(logit_gradients), device, pointer<void>(stream));
 }
 
 template <typename T>
@@ -131,6 +177,9 @@ PYBIND11_MODULE(_core, m) {
     m.def("decode_nms_cpu", &decode_nms_cpu, unlocked);
     m.def("decode_nms_cpu_stages", &decode_nms_cpu_stages, unlocked);
     m.def("dfl_decode_cpu", &dfl_decode_cpu, unlocked);
+    m.def("dfl_decode_backward_cpu", &dfl_decode_backward_cpu, unlocked);
+    m.def("dfl_loss_cpu", &dfl_loss_cpu, unlocked);
+    m.def("dfl_loss_backward_cpu", &dfl_loss_backward_cpu, unlocked);
     m.def("batched_nms_cpu_float32", &batched_nms_cpu<float>, unlocked);
     m.def("batched_nms_cpu_float64", &batched_nms_cpu<double>, unlocked);
 
@@ -139,6 +188,9 @@ PYBIND11_MODULE(_core, m) {
     m.def("decode_nms_workspace", &decode_nms_workspace);
     m.def("decode_nms_cuda", &decode_nms_cuda, unlocked);
     m.def("dfl_decode_cuda", &dfl_decode_cuda, unlocked);
+    m.def("dfl_decode_backward_cuda", &dfl_decode_backward_cuda, unlocked);
+    m.def("dfl_loss_cuda", &dfl_loss_cuda, unlocked);
+    m.def("dfl_loss_backward_cuda", &dfl_loss_backward_cuda, unlocked);
     m.def("batched_nms_workspace_float32", &cuda::batched_nms_workspace<float>);
     m.def("batched_nms_workspace_float64", &cuda::batched_nms_workspace<double>);
     m.def("batched_nms_cuda_float32", &batched_nms_cuda<float>, unlocked);

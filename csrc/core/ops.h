@@ -16,7 +16,7 @@
 
 namespace yolonas {
 
-enum class ScalarType : int { Float32 = 0, Float16 = 1, BFloat16 = 2 };
+enum class ScalarType : int { Float32 = 0, Float16 = 1, BFloat16 = 2, Float64 = 3 };
 
 // One feature map, any strides: NCHW and channels_last are read where they lie.
 struct Map {
@@ -30,6 +30,13 @@ struct Level {
     Map class_logits;  // [B, num_classes, h, w]
     Map box_logits;    // [B, 4 * bins, h, w]: left, top, right, bottom, each a distribution over `bins` distances
     float stride;      // canvas pixels per grid cell, above 0
+};
+
+// Rows of logits, any strides.
+struct Rows {
+    const void* data;  // [rows, bins]
+    int64_t rows, bins;
+    int64_t stride_row, stride_bin;
 };
 
 constexpr int kMaxLevels = 8;  // num_levels is from 1 to this
@@ -67,9 +74,26 @@ struct StageTimes {
 void decode_nms(const Level* levels, int num_levels, ScalarType type, const DecodeNmsOptions& options,
                 const DetectionsOut& out, int threads, StageTimes* times = nullptr);
 
-// Writes the boxes of all anchors, [B, A, 4] canvas pixels; A sums height * width over the levels.
+// Writes the boxes of all anchors, [B, A, 4] canvas pixels; A sums height * width over the levels. Boxes are float, of
+// float64 logits double. NaN where a logit is NaN or +inf, or all of a side are -inf.
 void dfl_decode(const Map* box_logits, const float* strides, int num_levels, ScalarType type, int64_t batch,
-                int64_t bins, float* boxes, int threads);
+                int64_t bins, void* boxes, int threads);
+
+// From the gradient of those boxes [B, A, 4] (float; double for float64 logits), writes that of the logits into
+// logit_gradients, maps of the same sizes and type as box_logits with strides of their own, which do not overlap.
+// A side whose gradient is exactly 0 gets zeros, whatever its logits hold.
+void dfl_decode_backward(const void* gradient, const Map* box_logits, const float* strides, int num_levels,
+                         ScalarType type, int64_t batch, int64_t bins, const Map* logit_gradients, int threads);
+
+// Distribution focal loss of every row: lse(x) - (1 - f) * x[l] - f * x[l + 1] with target = l + f, in bins, clamped to
+// [0, bins - 1]; bins >= 2. targets and loss [rows] are float, for float64 logits double. NaN where the target or a
+// logit is NaN, a logit is +inf, or all are -inf.
+void dfl_loss(const Rows& logits, ScalarType type, const void* targets, void* loss, int threads);
+
+// From the gradient of that loss [rows], writes that of the logits: gradient * (softmax(x) - (1 - f) e_l - f e_{l+1}).
+// logit_gradients are of the logits' sizes and type and do not overlap. A row whose gradient is exactly 0 gets zeros.
+void dfl_loss_backward(const void* gradient, const Rows& logits, ScalarType type, const void* targets,
+                       const Rows& logit_gradients, int threads);
 
 // Greedy NMS of boxes [n, 4], scores [n] in descending order of score (NaN first, ties: ascending index), within equal
 // labels [n], any integers; labels may be null: one class. iou_threshold is from 0 to 1. Writes the kept indices in
@@ -92,8 +116,15 @@ size_t decode_nms_workspace(const Level* levels, int num_levels, const DecodeNms
 void decode_nms(const Level* levels, int num_levels, ScalarType type, const DecodeNmsOptions& options,
                 const DetectionsOut& out, void* workspace, int device, Stream stream);
 
+// The following as their namesakes of cpu, on device memory: they enqueue on `stream` and return without waiting.
 void dfl_decode(const Map* box_logits, const float* strides, int num_levels, ScalarType type, int64_t batch,
-                int64_t bins, float* boxes, int device, Stream stream);
+                int64_t bins, void* boxes, int device, Stream stream);
+void dfl_decode_backward(const void* gradient, const Map* box_logits, const float* strides, int num_levels,
+                         ScalarType type, int64_t batch, int64_t bins, const Map* logit_gradients, int device,
+                         Stream stream);
+void dfl_loss(const Rows& logits, ScalarType type, const void* targets, void* loss, int device, Stream stream);
+void dfl_loss_backward(const void* gradient, const Rows& logits, ScalarType type, const void* targets,
+                       const Rows& logit_gradients, int device, Stream stream);
 
 // Throws std::invalid_argument where n is 2^31 or more.
 template <typename T>

@@ -1,4 +1,5 @@
-"""The compiled ops on plain addresses; see csrc/bindings/core.cpp. A map is [address, h, w, strides of B, C, h, w]."""
+"""The compiled ops on plain addresses; see csrc/bindings/core.cpp. A map is [address, h, w, strides of B, C, h, w],
+rows are [address, rows, bins, strides of row, bin]."""
 
 from collections.abc import Sequence
 
@@ -41,6 +42,20 @@ def decode_nms_cpu_stages(
 def dfl_decode_cpu(
     box_logits: _Maps, strides: Sequence[float], dtype: int, batch: int, bins: int, boxes: int, threads: int
 ) -> None: ...
+def dfl_decode_backward_cpu(
+    gradient: int,
+    box_logits: _Maps,
+    strides: Sequence[float],
+    dtype: int,
+    batch: int,
+    bins: int,
+    logit_gradients: _Maps,
+    threads: int,
+) -> None: ...
+def dfl_loss_cpu(logits: Sequence[int], dtype: int, targets: int, loss: int, threads: int) -> None: ...
+def dfl_loss_backward_cpu(
+    gradient: int, logits: Sequence[int], dtype: int, targets: int, logit_gradients: Sequence[int], threads: int
+) -> None: ...
 def batched_nms_cpu_float32(boxes: int, scores: int, labels: int, n: int, iou_threshold: float, keep: int) -> int: ...
 def batched_nms_cpu_float64(boxes: int, scores: int, labels: int, n: int, iou_threshold: float, keep: int) -> int: ...
 
@@ -66,6 +81,27 @@ def dfl_decode_cuda(
     batch: int,
     bins: int,
     boxes: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def dfl_decode_backward_cuda(
+    gradient: int,
+    box_logits: _Maps,
+    strides: Sequence[float],
+    dtype: int,
+    batch: int,
+    bins: int,
+    logit_gradients: _Maps,
+    device: int,
+    stream: int,
+) -> None: ...
+def dfl_loss_cuda(logits: Sequence[int], dtype: int, targets: int, loss: int, device: int, stream: int) -> None: ...
+def dfl_loss_backward_cuda(
+    gradient: int,
+    logits: Sequence[int],
+    dtype: int,
+    targets: int,
+    logit_gradients: Sequence[int],
     device: int,
     stream: int,
 ) -> None: ...

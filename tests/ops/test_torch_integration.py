@@ -22,11 +22,16 @@ def test_opcheck() -> None:
     boxes = ops.dfl_decode(box_logits, STRIDES)[0]
     scores = class_logits[0].new_ones(len(boxes))
     labels = torch.arange(len(boxes)) % 3
+    rows, targets = torch.randn(30, 17), torch.rand(30) * 16
     assert ops.decode_nms is not None
     cases = [
         (torch.ops.yolonas.decode_nms, (class_logits, box_logits, STRIDES, 0.25, 0.7, 1000, 300, True, False)),
         (torch.ops.yolonas.dfl_decode, (box_logits, STRIDES)),
         (torch.ops.yolonas.dfl_decode, ([m.clone().requires_grad_() for m in box_logits], STRIDES)),
+        (torch.ops.yolonas.dfl_decode_backward, (boxes.unsqueeze(0).repeat(2, 1, 1), box_logits, STRIDES)),
+        (torch.ops.yolonas.dfl_loss, (rows, targets)),
+        (torch.ops.yolonas.dfl_loss, (rows.clone().requires_grad_(), targets)),
+        (torch.ops.yolonas.dfl_loss_backward, (targets, rows, targets)),
         (torch.ops.yolonas.batched_nms, (boxes, scores, labels, 0.5)),
         (torch.ops.yolonas.batched_nms, (boxes, scores, None, 0.5)),
     ]
@@ -226,6 +231,20 @@ def test_subclasses_are_tensors() -> None:
     assert torch.equal(ops.nms(torch.nn.Parameter(boxes), scores, 0.5), ops.nms(boxes, scores, 0.5))
     keep = ops.nms(boxes.as_subclass(Marked), scores, 0.5)
     assert torch.equal(keep.as_subclass(torch.Tensor), ops.nms(boxes, scores, 0.5))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor_compiles_dfl_loss_forward_and_backward(dynamic: bool) -> None:
+    def loss(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return ops.dfl_loss(2 * logits, targets, weights)
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic)
+    for n in (5, 7):
+        generator = torch.Generator().manual_seed(n)
+        leaf = torch.randn(n, 4, 17, generator=generator).requires_grad_()
+        targets, weights = 16 * torch.rand(n, 4, generator=generator), torch.rand(n, 1, generator=generator)
+        eager = torch.autograd.grad(loss(leaf, targets, weights), leaf)
+        torch.testing.assert_close(torch.autograd.grad(compiled(leaf, targets, weights), leaf), eager)
 
 
 WITHOUT_TORCH = """

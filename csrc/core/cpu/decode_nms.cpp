@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstddef>
 #include <functional>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -11,8 +12,10 @@
 #include "../geometry.h"
 #include "../ops.h"
 #include "candidates.h"
-#include "dfl_lanes.h"
+#include "columns.h"
+#include "dfl_tile.h"
 #include "parallel.h"
+#include "radix_sort.h"
 
 namespace yolonas::cpu {
 
@@ -58,56 +61,53 @@ void scan(const Task& task, int64_t image, int64_t part, int64_t parts, Keys& ke
     }
 }
 
-// Descending. A radix sort by logit, byte by byte, then equal logits by index; a comparison sort mispredicts at every
-// second comparison.
 void sort_descending(std::vector<uint64_t>& keys) {
-    if (keys.size() < 64) return std::sort(keys.begin(), keys.end(), std::greater<>());
-    std::vector<uint64_t> spare(keys.size());
-    size_t counts[4][256] = {};
-    for (const uint64_t key : keys)
-        for (int byte = 0; byte < 4; ++byte) ++counts[byte][~key >> (32 + 8 * byte) & 0xff];
-    for (int byte = 0; byte < 4; ++byte) {
-        size_t next = 0;
-        for (size_t& count : counts[byte]) next += std::exchange(count, next);
-        for (const uint64_t key : keys) spare[counts[byte][~key >> (32 + 8 * byte) & 0xff]++] = key;
-        keys.swap(spare);
-    }
-    for (size_t begin = 0, end = 0; begin < keys.size(); begin = end) {
-        for (end = begin + 1; end < keys.size() && keys[end] >> 32 == keys[begin] >> 32;) ++end;
-        std::sort(keys.begin() + static_cast<ptrdiff_t>(begin), keys.begin() + static_cast<ptrdiff_t>(end),
-                  std::greater<>());
-    }
+    const auto n = static_cast<int64_t>(keys.size());
+    std::vector<Keyed<uint64_t>> items(keys.size()), spare(keys.size());
+    for (int64_t i = 0; i < n; ++i) items[i] = {~keys[i], 0};  // unique, so no value has to break a tie
+    radix_sort(items.data(), spare.data(), n);
+    for (int64_t i = 0; i < n; ++i) keys[i] = ~items[i].key;
 }
 
-// Boxes as structure of arrays, so that a loop over them vectorises.
-class BoxColumns {
-   public:
-    explicit BoxColumns(size_t n) : x1_(n), y1_(n), x2_(n), y2_(n), area_(n) {}
-
-    void set(size_t i, Box<float> box) {
-        x1_[i] = box.x1;
-        y1_[i] = box.y1;
-        x2_[i] = box.x2;
-        y2_[i] = box.y2;
-        area_[i] = area(box);
+bool any_overlaps(const Columns<float>& kept, int64_t begin, int64_t end, Box<float> box, float iou_threshold) {
+    constexpr int64_t kBlock = 32;
+    const float own_area = area(box);
+    for (; begin < end; begin += kBlock) {
+        const int64_t stop = std::min(end, begin + kBlock);
+        int any = 0;
+        for (int64_t i = begin; i < stop; ++i) any |= overlaps(kept.box(i), kept.area[i], box, own_area, iou_threshold);
+        if (any) return true;
     }
+    return false;
+}
 
-    bool any_overlaps(size_t begin, size_t end, Box<float> box, float iou_threshold) const {
-        constexpr size_t kBlock = 32;
-        const float own_area = area(box);
-        for (; begin < end; begin += kBlock) {
-            const size_t stop = std::min(end, begin + kBlock);
-            int any = 0;
-            for (size_t i = begin; i < stop; ++i)
-                any |= overlaps(Box<float>{x1_[i], y1_[i], x2_[i], y2_[i]}, area_[i], box, own_area, iou_threshold);
-            if (any) return true;
+// Boxes of `n` anchors of a level whose first one is `first_anchor`.
+template <typename T>
+void decode_level(const Level& level, int64_t bins, int64_t image, int64_t first_anchor, const uint32_t* anchors,
+                  int64_t n, Box<float>* boxes) {
+    const Map& map = level.box_logits;
+    const T* base = static_cast<const T*>(map.data) + image * map.stride_batch;
+    Tile<float> tile(bins);
+    for (int64_t begin = 0; begin < n; begin += kLanes) {
+        const int lanes = static_cast<int>(std::min<int64_t>(kLanes, n - begin));
+        int64_t rows[kLanes], columns[kLanes], offsets[kLanes];
+        float distances[4][kLanes];
+        for (int l = 0; l < lanes; ++l) {
+            const int64_t cell = anchors[begin + l] - first_anchor;
+            rows[l] = cell / map.width;
+            columns[l] = cell % map.width;
+            offsets[l] = rows[l] * map.stride_height + columns[l] * map.stride_width;
         }
-        return false;
+        for (int side = 0; side < 4; ++side) {
+            tile.load(base + side * bins * map.stride_channel, offsets, lanes, map.stride_channel);
+            tile.softmax();
+            for (int l = 0; l < lanes; ++l) distances[side][l] = tile.weighted[l] / tile.total[l];
+        }
+        for (int l = 0; l < lanes; ++l)
+            boxes[begin + l] = distances_to_box(distances[0][l], distances[1][l], distances[2][l], distances[3][l],
+                                                columns[l], rows[l], level.stride);
     }
-
-   private:
-    std::vector<float> x1_, y1_, x2_, y2_, area_;
-};
+}
 
 // The boxes of the keys' anchors: boxes[slots[anchor]].
 struct AnchorBoxes {
@@ -136,14 +136,15 @@ AnchorBoxes decode(const Task& task, int64_t image, const std::vector<uint64_t>&
         }
 
     decoded.boxes.resize(anchors.size());
-    auto begin = anchors.begin();
+    size_t begin = 0;
     int64_t first_anchor = 0;
     for (int l = 0; l < task.num_levels; ++l) {
         const Level& level = task.levels[l];
         const int64_t past = first_anchor + level.box_logits.height * level.box_logits.width;
-        const auto end = std::lower_bound(begin, anchors.end(), past);
-        decode_anchors<T>(level, task.options.bins, image, first_anchor, &*begin, end - begin,
-                          decoded.boxes.data() + (begin - anchors.begin()));
+        size_t end = begin;
+        while (end < anchors.size() && anchors[end] < past) ++end;
+        decode_level<T>(level, task.options.bins, image, first_anchor, anchors.data() + begin,
+                        static_cast<int64_t>(end - begin), decoded.boxes.data() + begin);
         begin = end;
         first_anchor = past;
     }
@@ -161,7 +162,8 @@ int64_t suppress(const Task& task, int64_t image, const std::vector<uint64_t>& k
     uint32_t next = 0;
     for (uint32_t& begin : begins) next += std::exchange(begin, next);
     std::vector<uint32_t> ends = begins;
-    BoxColumns kept(keys.size());
+    Columns<float> kept;
+    kept.resize(static_cast<int64_t>(keys.size()));
 
     int64_t count = 0;
     for (size_t i = 0; i < keys.size() && count < options.max_detections; ++i) {
@@ -169,8 +171,8 @@ int64_t suppress(const Task& task, int64_t image, const std::vector<uint64_t>& k
         const uint32_t group = group_of(label);
         const Box<float> box = decoded.boxes[decoded.slots[anchor]];
         if (!is_finite(box)) continue;  // NaN logits never become boxes
-        if (kept.any_overlaps(begins[group], ends[group], box, options.iou_threshold)) continue;
-        kept.set(ends[group]++, box);
+        if (any_overlaps(kept, begins[group], ends[group], box, options.iou_threshold)) continue;
+        kept.set(ends[group]++, box, area(box));
         const int64_t slot = image * options.max_detections + count++;
         float* out = task.out.boxes + 4 * slot;
         out[0] = box.x1;
@@ -256,6 +258,8 @@ void decode_nms(const Level* levels, int num_levels, ScalarType type, const Deco
             return decode_nms_of<Half>(task, threads, times);
         case ScalarType::BFloat16:
             return decode_nms_of<BFloat16>(task, threads, times);
+        case ScalarType::Float64:
+            throw std::invalid_argument("decode_nms computes in float32");
     }
 }
 

@@ -1,4 +1,4 @@
-// Greedy suppression of one class: shared by decode_nms and nms.
+// Greedy suppression of one class of any size.
 #pragma once
 
 #include <cstdint>

@@ -349,6 +349,8 @@ void decode_nms(const Level* levels, int num_levels, ScalarType type, const Deco
             return enqueue<Half>(queue, levels, num_levels, options, out, buffers);
         case ScalarType::BFloat16:
             return enqueue<BFloat16>(queue, levels, num_levels, options, out, buffers);
+        case ScalarType::Float64:
+            throw std::invalid_argument("decode_nms computes in float32");
     }
 }
 

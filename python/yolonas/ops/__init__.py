@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from yolonas.ops.functional import Decoded, batched_nms, decode_nms, dfl_decode, nms
+    from yolonas.ops.functional import Decoded, batched_nms, decode_nms, dfl_decode, dfl_loss, nms
 
-__all__ = ["Decoded", "batched_nms", "decode_nms", "dfl_decode", "nms"]
+__all__ = ["Decoded", "batched_nms", "decode_nms", "dfl_decode", "dfl_loss", "nms"]
 
 
 def __getattr__(name: str) -> Any:

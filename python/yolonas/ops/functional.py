@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,18 +74,66 @@ def dfl_decode(box_logits: Sequence[Tensor], strides: Sequence[float]) -> Tensor
     """Expectation of each side's distribution (DFL) -> boxes of all anchors; differentiable.
 
     Args:
-        box_logits: a map [B, 4 * bins, h, w] per level; float32, float16 or bfloat16, any strides.
+        box_logits: a map [B, 4 * bins, h, w] per level: left, top, right, bottom; float32, float16, bfloat16 or
+            float64, any strides.
         strides: canvas pixels per grid cell of each level.
 
     Returns:
-        Boxes [B, A, 4] float32, xyxy canvas px, not clipped; A sums h * w over the levels. NaN where a logit is NaN
-        or +inf.
+        Boxes [B, A, 4] float32 (float64 of float64 logits), xyxy canvas px, not clipped; A sums h * w over the levels.
+        NaN where a logit is NaN or +inf, or all of a side are -inf. Gradients have the logits' type and memory format;
+        where a side's gradient is exactly 0, so is that of its logits.
 
     Raises:
         ValueError, TypeError: naming the argument that does not fit.
     """
     boxes: Tensor = torch.ops.yolonas.dfl_decode(_maps(box_logits, "box_logits"), [float(s) for s in strides])
     return boxes
+
+
+def dfl_loss(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor | None = None,
+    *,
+    reduction: Literal["none", "mean", "sum"] = "mean",
+) -> Tensor:
+    """Distribution focal loss: cross entropy with the two bins around each target (arXiv 2006.04388, equation 6).
+
+    A target t = l + f between bins l and l + 1 costs lse(x) - (1 - f) * x[l] - f * x[l + 1]. Neither the softmax nor
+    its logarithm is written to memory, forward or backward.
+
+    Args:
+        logits: [..., bins], at least 2 bins; float32, float16, bfloat16 (computed in float32) or float64, any strides.
+        targets: [...] distances in bins, clamped to [0, bins - 1]; no gradient flows to them.
+        weights: factors of the losses, broadcast against targets.
+        reduction: "none" keeps a loss for each target, "sum" adds them up, "mean" divides that by their number.
+
+    Returns:
+        The loss, float32 (float64 of float64 logits): [...], or a scalar. NaN where the target or a logit is NaN, a
+        logit is +inf, or all of a row are -inf.
+
+    Raises:
+        ValueError, TypeError: naming the argument that does not fit.
+    """
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f'reduction must be "none", "mean" or "sum", not {reduction!r}')
+    if _tensor(logits, "logits").dim() < 1 or logits.shape[:-1] != _tensor(targets, "targets").shape:
+        raise ValueError(
+            f"logits must be [..., bins] and targets [...], not of shapes {list(logits.shape)} and "
+            f"{list(targets.shape)}"
+        )
+    if targets.requires_grad and torch.is_grad_enabled():
+        raise ValueError("no gradient flows to targets: pass targets.detach()")
+    rows = logits.flatten(0, -2) if logits.dim() > 1 else logits.unsqueeze(0)
+    loss: Tensor = torch.ops.yolonas.dfl_loss(rows, targets.flatten()).reshape(targets.shape)
+    if weights is not None:
+        missing = targets.dim() - _tensor(weights, "weights").dim()
+        if missing < 0 or any(w not in (1, n) for w, n in zip(weights.shape, targets.shape[missing:], strict=True)):
+            raise ValueError(
+                f"weights of shape {list(weights.shape)} do not broadcast to targets of shape {list(targets.shape)}"
+            )
+        loss = loss * weights.to(loss.dtype)
+    return loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.mean()
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

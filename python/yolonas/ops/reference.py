@@ -16,8 +16,8 @@ def dfl_decode(box_logits: Sequence[Tensor], strides: Sequence[float]) -> Tensor
     for logits, stride in zip(box_logits, strides, strict=True):
         batch, channels, height, width = logits.shape
         bins = channels // 4
-        distribution = logits.float().reshape(batch, 4, bins, height * width).softmax(2)
-        projection = torch.arange(bins, dtype=torch.float32, device=logits.device)
+        distribution = _computed(logits).reshape(batch, 4, bins, height * width).softmax(2)
+        projection = torch.arange(bins, dtype=distribution.dtype, device=logits.device)
         left, top, right, bottom = torch.einsum("bsnp,n->bsp", distribution, projection).unbind(1)
         y, x = torch.meshgrid(
             torch.arange(height, device=logits.device) + 0.5,
@@ -27,6 +27,22 @@ def dfl_decode(box_logits: Sequence[Tensor], strides: Sequence[float]) -> Tensor
         x, y = x.reshape(-1), y.reshape(-1)
         boxes.append(torch.stack([x - left, y - top, x + right, y + bottom], 2) * stride)
     return torch.cat(boxes, 1)
+
+
+def dfl_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """As `yolonas.ops.dfl_loss` without weights and reduction."""
+    log_probabilities = _computed(logits).log_softmax(-1)
+    last = logits.shape[-1] - 1
+    targets = targets.to(log_probabilities.dtype).clamp(0, last)
+    loss = torch.zeros_like(targets)
+    for b in range(last + 1):
+        share = (1 - (targets - b).abs()).clamp(min=0)  # of the target's probability, NaN for a target of NaN
+        loss = loss - torch.where(share == 0, 0, share * log_probabilities[..., b])
+    return loss
+
+
+def _computed(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

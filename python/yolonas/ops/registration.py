@@ -7,7 +7,7 @@ their arguments themselves, so that a direct call of an operator is as safe as o
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import torch
@@ -23,18 +23,23 @@ library.define(
     "-> (Tensor boxes, Tensor scores, Tensor labels, Tensor anchors, Tensor counts)"
 )
 library.define("dfl_decode(Tensor[] box_logits, float[] strides) -> Tensor")
+library.define("dfl_decode_backward(Tensor gradient, Tensor[] box_logits, float[] strides) -> Tensor[]")
+library.define("dfl_loss(Tensor logits, Tensor targets) -> Tensor")
+library.define("dfl_loss_backward(Tensor gradient, Tensor logits, Tensor targets) -> Tensor")
 library.define("batched_nms(Tensor boxes, Tensor scores, Tensor? labels, float iou_threshold) -> Tensor")
 
 _TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_DFL_TYPES = {**_TYPES, torch.float64: 3}
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _check_maps(maps: Sequence[Tensor]) -> None:
+def _check_maps(maps: Sequence[Tensor], types: dict[torch.dtype, int] = _TYPES) -> None:
     dtype, device = maps[0].dtype, maps[0].device
     for tensor in maps:
-        if tensor.dtype not in _TYPES:
-            raise TypeError(f"logits must be float32, float16 or bfloat16, not {tensor.dtype}")
+        if tensor.dtype not in types:
+            *names, last = (str(dtype).removeprefix("torch.") for dtype in types)
+            raise TypeError(f"logits must be {', '.join(names)} or {last}, not {tensor.dtype}")
         if tensor.dtype != dtype:
             raise TypeError(f"all logits must have one dtype, not {dtype} and {tensor.dtype}")
         if tensor.device != device:
@@ -78,9 +83,49 @@ def _dfl_decode_output(box_logits: Sequence[Tensor], strides: Sequence[float]) -
     """Checks the arguments; -> bins, uninitialised output."""
     arguments.level_strides(strides, len(box_logits), _core.MAX_LEVELS)
     batch, bins = arguments.box_shapes([m.shape for m in box_logits])
-    _check_maps(box_logits)
+    _check_maps(box_logits, _DFL_TYPES)
     anchors = sum(m.shape[2] * m.shape[3] for m in box_logits)
-    return bins, box_logits[0].new_empty((batch, anchors, 4), dtype=torch.float32)
+    return bins, box_logits[0].new_empty((batch, anchors, 4), dtype=_computed(box_logits[0]))
+
+
+def _dfl_decode_gradients(gradient: Tensor, box_logits: Sequence[Tensor], strides: Sequence[float]) -> list[Tensor]:
+    """Checks the arguments; -> uninitialised gradients of the maps."""
+    _, boxes = _dfl_decode_output(box_logits, strides)
+    if gradient.shape != boxes.shape or gradient.dtype != boxes.dtype or gradient.device != boxes.device:
+        raise ValueError(
+            f"the gradient of the boxes must be {boxes.dtype} of shape {list(boxes.shape)} on {boxes.device}, not "
+            f"{gradient.dtype} of shape {list(gradient.shape)} on {gradient.device}"
+        )
+    return [torch.empty_like(m) for m in box_logits]
+
+
+def _dfl_loss_output(logits: Tensor, targets: Tensor) -> Tensor:
+    """Checks the arguments; -> uninitialised loss."""
+    _check_maps([logits], _DFL_TYPES)
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits must be [N, bins] with 2 bins or more, not of shape {list(logits.shape)}")
+    if targets.shape != logits.shape[:1]:
+        raise ValueError(f"targets must be [N] with N = {logits.shape[0]} rows, not of shape {list(targets.shape)}")
+    if not targets.dtype.is_floating_point:
+        raise TypeError(f"targets must be of a floating type, not {targets.dtype}")
+    if targets.device != logits.device:
+        raise ValueError(f"logits and targets must be on one device, not on {logits.device} and {targets.device}")
+    return logits.new_empty(logits.shape[:1], dtype=_computed(logits))
+
+
+def _dfl_loss_gradient(gradient: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """Checks the arguments; -> uninitialised gradient of the logits."""
+    loss = _dfl_loss_output(logits, targets)
+    if gradient.shape != loss.shape or gradient.dtype != loss.dtype or gradient.device != loss.device:
+        raise ValueError(
+            f"the gradient of the loss must be {loss.dtype} of shape {list(loss.shape)} on {loss.device}, not "
+            f"{gradient.dtype} of shape {list(gradient.shape)} on {gradient.device}"
+        )
+    return torch.empty_like(logits)
+
+
+def _computed(logits: Tensor) -> torch.dtype:
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def _check_nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> torch.dtype:
@@ -152,14 +197,38 @@ def _decode_nms(
 
 def _dfl_decode(box_logits: Sequence[Tensor], strides: Sequence[float]) -> Tensor:
     bins, boxes = _dfl_decode_output(box_logits, strides)
-    _check_device(boxes.device)
-    maps, dtype, device = [_map(m) for m in box_logits], _TYPES[box_logits[0].dtype], boxes.device
-    if device.type == "cuda":
-        _core.dfl_decode_cuda(maps, strides, dtype, boxes.shape[0], bins, boxes.data_ptr(), *_cuda(device))
-    else:
-        threads = torch.get_num_threads()
-        _core.dfl_decode_cpu(maps, strides, dtype, boxes.shape[0], bins, boxes.data_ptr(), threads)
+    run, where = _kernel("dfl_decode", boxes.device)
+    dtype = _DFL_TYPES[box_logits[0].dtype]
+    run([_map(m) for m in box_logits], strides, dtype, boxes.shape[0], bins, boxes.data_ptr(), *where)
     return boxes
+
+
+def _dfl_decode_backward(gradient: Tensor, box_logits: Sequence[Tensor], strides: Sequence[float]) -> list[Tensor]:
+    gradients = _dfl_decode_gradients(gradient, box_logits, strides)
+    gradient = gradient.contiguous()
+    run, where = _kernel("dfl_decode_backward", gradient.device)
+    maps, dtype = [_map(m) for m in box_logits], _DFL_TYPES[box_logits[0].dtype]
+    batch, channels = box_logits[0].shape[:2]
+    out = [_map(m) for m in gradients]
+    run(gradient.data_ptr(), maps, strides, dtype, batch, channels // 4, out, *where)
+    return gradients
+
+
+def _dfl_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    loss = _dfl_loss_output(logits, targets)
+    targets = targets.to(loss.dtype).contiguous()
+    run, where = _kernel("dfl_loss", loss.device)
+    run(_rows(logits), _DFL_TYPES[logits.dtype], targets.data_ptr(), loss.data_ptr(), *where)
+    return loss
+
+
+def _dfl_loss_backward(gradient: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    result = _dfl_loss_gradient(gradient, logits, targets)
+    gradient, targets = gradient.contiguous(), targets.to(gradient.dtype).contiguous()
+    run, where = _kernel("dfl_loss_backward", result.device)
+    dtype = _DFL_TYPES[logits.dtype]
+    run(gradient.data_ptr(), _rows(logits), dtype, targets.data_ptr(), _rows(result), *where)
+    return result
 
 
 def _batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
@@ -198,6 +267,18 @@ def _check_device(device: torch.device) -> None:
         )
 
 
+def _rows(tensor: Tensor) -> list[int]:
+    return [tensor.data_ptr(), *tensor.shape, *tensor.stride()]
+
+
+def _kernel(name: str, device: torch.device) -> tuple[Callable[..., None], tuple[int, ...]]:
+    """The kernel for the device, and its last arguments: where it runs."""
+    _check_device(device)
+    if device.type == "cuda":
+        return getattr(_core, f"{name}_cuda"), _cuda(device)
+    return getattr(_core, f"{name}_cpu"), (torch.get_num_threads(),)
+
+
 def _cuda(device: torch.device) -> tuple[int, int]:
     """Index and current stream of a CUDA device."""
     return device.index, torch.cuda.current_stream(device).cuda_stream
@@ -205,7 +286,14 @@ def _cuda(device: torch.device) -> tuple[int, int]:
 
 # One implementation for every device, which looks at the device itself: tensors of an unsupported one, or of two,
 # get a sentence instead of the dispatcher's list of backends.
-for _name, _function in {"decode_nms": _decode_nms, "dfl_decode": _dfl_decode, "batched_nms": _batched_nms}.items():
+for _name, _function in {
+    "decode_nms": _decode_nms,
+    "dfl_decode": _dfl_decode,
+    "dfl_decode_backward": _dfl_decode_backward,
+    "dfl_loss": _dfl_loss,
+    "dfl_loss_backward": _dfl_loss_backward,
+    "batched_nms": _batched_nms,
+}.items():
     library.impl(_name, _function, "CompositeExplicitAutograd")
 
 # No gradient flows through a selection: the outputs are detached, so that a `backward()` that relies on one fails
@@ -252,38 +340,47 @@ def _(box_logits: Sequence[Tensor], strides: Sequence[float]) -> Tensor:
     return _dfl_decode_output(box_logits, strides)[1]
 
 
+torch.library.register_fake("yolonas::dfl_decode_backward", _dfl_decode_gradients, lib=library)
+torch.library.register_fake("yolonas::dfl_loss", _dfl_loss_output, lib=library)
+torch.library.register_fake("yolonas::dfl_loss_backward", _dfl_loss_gradient, lib=library)
+
+
 @torch.library.register_fake("yolonas::batched_nms", lib=library)
 def _(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
     _check_nms(boxes, scores, labels, iou_threshold)
     return boxes.new_empty((torch.library.get_ctx().new_dynamic_size(),), dtype=torch.int64)
 
 
-def _dfl_setup(
-    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Sequence[Tensor], Sequence[float]], output: Tensor
-) -> None:
+Context = torch.autograd.function.FunctionCtx
+
+
+def _dfl_decode_setup(ctx: Context, inputs: tuple[Sequence[Tensor], Sequence[float]], output: Tensor) -> None:
     box_logits, strides = inputs
     ctx.save_for_backward(*box_logits)
     ctx.strides = strides  # type: ignore[attr-defined]
 
 
-def _dfl_backward(
-    ctx: torch.autograd.function.FunctionCtx, grad: Tensor
-) -> tuple[list[Tensor], None]:  # grad [B, A, 4], of xyxy canvas px
-    """y = sum_b b * softmax(x)_b, so dy/dx_b = softmax(x)_b * (b - y); left and top are subtracted from the centre."""
-    result, first = [], 0
-    sign = grad.new_tensor([-1.0, -1.0, 1.0, 1.0])
-    for logits, stride in zip(ctx.saved_tensors, ctx.strides, strict=True):  # type: ignore[attr-defined]
-        batch, channels, height, width = logits.shape
-        cells = height * width
-        distance_grad = grad[:, first : first + cells] * sign * stride  # [B, h*w, 4]
-        first += cells
-        distance_grad = distance_grad.transpose(1, 2).reshape(batch, 4, 1, height, width)
-        probability = logits.reshape(batch, 4, channels // 4, height, width).float().softmax(2)
-        bins = torch.arange(channels // 4, dtype=torch.float32, device=logits.device).view(1, 1, -1, 1, 1)
-        expectation = (probability * bins).sum(2, keepdim=True)
-        gradient = probability * (bins - expectation) * distance_grad
-        result.append(gradient.reshape(logits.shape).to(logits.dtype))
-    return result, None
+def _dfl_decode_autograd(ctx: Context, gradient: Tensor) -> tuple[list[Tensor], None]:
+    box_logits = list(ctx.saved_tensors)  # type: ignore[attr-defined]
+    return torch.ops.yolonas.dfl_decode_backward(gradient, box_logits, ctx.strides), None  # type: ignore[attr-defined]
 
 
-torch.library.register_autograd("yolonas::dfl_decode", _dfl_backward, setup_context=_dfl_setup, lib=library)
+def _dfl_loss_setup(ctx: Context, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _dfl_loss_autograd(ctx: Context, gradient: Tensor) -> tuple[Tensor, None]:
+    logits, targets = ctx.saved_tensors  # type: ignore[attr-defined]
+    return torch.ops.yolonas.dfl_loss_backward(gradient, logits, targets), None
+
+
+def _no_second_derivative(ctx: Context, *gradients: object) -> None:
+    raise NotImplementedError("dfl_decode and dfl_loss have no second derivative: differentiate them once")
+
+
+torch.library.register_autograd(
+    "yolonas::dfl_decode", _dfl_decode_autograd, setup_context=_dfl_decode_setup, lib=library
+)
+torch.library.register_autograd("yolonas::dfl_loss", _dfl_loss_autograd, setup_context=_dfl_loss_setup, lib=library)
+torch.library.register_autograd("yolonas::dfl_decode_backward", _no_second_derivative, lib=library)
+torch.library.register_autograd("yolonas::dfl_loss_backward", _no_second_derivative, lib=library)

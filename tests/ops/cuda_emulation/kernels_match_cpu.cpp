@@ -1,5 +1,6 @@
 // Runs the CUDA kernels' source, emulated, and the CPU code on the same random input: every bit must agree, whatever
 // lay in the workspace and in the outputs before. Argument: the seed. Exit status 1 and a sentence on a difference.
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "dfl.h"
 #include "geometry.h"
 #include "ops.h"
 
@@ -59,6 +61,7 @@ void compare(const std::vector<T>& cpu, const std::vector<T>& cuda, const std::s
 }
 
 void store(float& target, float value) { target = value; }
+void store(double& target, float value) { target = value + (value - value == 0.0f ? 1e-9 : 0.0); }
 void store(BFloat16& target, float value) { target.bits = static_cast<uint16_t>(bit_cast<uint32_t>(value) >> 16); }
 void store(Half& target, float value) {  // truncated to the values that tests need: normal numbers, inf, NaN, 0
     const uint32_t bits = bit_cast<uint32_t>(value), exponent = bits >> 23 & 0xff;
@@ -103,6 +106,7 @@ struct Logits {
         }
         map.data = memory.data() + shift;
     }
+    int64_t shift() const { return static_cast<const T*>(map.data) - memory.data(); }
 };
 
 template <typename T>
@@ -111,6 +115,8 @@ template <>
 constexpr ScalarType scalar_type<Half> = ScalarType::Float16;
 template <>
 constexpr ScalarType scalar_type<BFloat16> = ScalarType::BFloat16;
+template <>
+constexpr ScalarType scalar_type<double> = ScalarType::Float64;
 
 struct Detections {
     std::vector<float> boxes, scores;
@@ -211,6 +217,78 @@ void check_nms(int64_t n) {
     ++cases;
 }
 
+template <typename T>
+std::vector<Real<T>> without_nan(const std::vector<T>& values) {
+    std::vector<Real<T>> result;
+    for (const T value : values) {
+        const Real<T> x = to_real(value);
+        result.push_back(x == x ? x : -12345);  // which NaN it is, is not promised
+    }
+    return result;
+}
+
+template <typename R>
+std::vector<R> random_values(int64_t n, R mean, R deviation, bool special) {
+    std::normal_distribution<R> normal(mean, deviation);
+    std::vector<R> values(n);
+    for (auto& value : values) value = chance(0.6) ? 0 : special && chance(0.02) ? R(NAN) : normal(generator);
+    return values;
+}
+
+// dfl_decode, dfl_loss and the gradients of both.
+template <typename T>
+void check_dfl() {
+    using R = Real<T>;
+    const int64_t batch = pick({0, 1, 2, 3}), bins = pick({16, 17, 2});
+    const int num_levels = static_cast<int>(draw(1, 3));
+    const bool special = chance(0.5);
+    std::vector<std::unique_ptr<Logits<T>>> logits, cpu_gradients, cuda_gradients;
+    std::vector<Map> maps, cpu_out, cuda_out;
+    std::vector<float> strides;
+    int64_t anchors = 0;
+    for (int l = 0; l < num_levels; ++l) {
+        const int64_t height = pick({0, 1, 5, 9}), width = pick({1, 3, 8, 20});
+        logits.push_back(std::make_unique<Logits<T>>(batch, 4 * bins, height, width, 0.0f, 2.0f, special));
+        cpu_gradients.push_back(std::make_unique<Logits<T>>(batch, 4 * bins, height, width, 0.0f, 2.0f, false));
+        cuda_gradients.push_back(std::make_unique<Logits<T>>(*cpu_gradients[l]));
+        cuda_gradients[l]->map.data = cuda_gradients[l]->memory.data() + cpu_gradients[l]->shift();
+        maps.push_back(logits[l]->map);
+        cpu_out.push_back(cpu_gradients[l]->map);
+        cuda_out.push_back(cuda_gradients[l]->map);
+        strides.push_back(static_cast<float>(8 << l));
+        anchors += height * width;
+    }
+    std::vector<R> cpu(batch * anchors * 4, 7), cuda(batch * anchors * 4, 7);
+    const auto by_boxes = random_values<R>(batch * anchors * 4, 0, 1, special);
+    constexpr ScalarType type = scalar_type<T>;
+    cpu::dfl_decode(maps.data(), strides.data(), num_levels, type, batch, bins, cpu.data(), 1);
+    cuda::dfl_decode(maps.data(), strides.data(), num_levels, type, batch, bins, cuda.data(), 0, nullptr);
+    compare(without_nan(cpu), without_nan(cuda), "dfl_decode: boxes");
+    cpu::dfl_decode_backward(by_boxes.data(), maps.data(), strides.data(), num_levels, type, batch, bins,
+                             cpu_out.data(), 2);
+    cuda::dfl_decode_backward(by_boxes.data(), maps.data(), strides.data(), num_levels, type, batch, bins,
+                              cuda_out.data(), 0, nullptr);
+    for (int l = 0; l < num_levels; ++l)  // with what lies between and behind the rows
+        compare(without_nan(cpu_gradients[l]->memory), without_nan(cuda_gradients[l]->memory), "dfl_decode_backward");
+
+    const int64_t rows = pick({0, 1, 31, 300, 5000}), step = pick({1, 2, 3});
+    Logits<T> memory(1, rows * bins * step, 1, 1, 0.0f, 2.0f, special);
+    const bool transposed = chance(0.3);
+    const Rows x{memory.memory.data(), rows, bins, transposed ? step : bins * step, transposed ? rows * step : step};
+    const auto targets = random_values<R>(rows, R(bins) / 2, R(bins) / 3, special);
+    const auto by_loss = random_values<R>(rows, 0, 1, special);
+    std::vector<R> cpu_loss(rows, 7), cuda_loss(rows, 7);
+    cpu::dfl_loss(x, type, targets.data(), cpu_loss.data(), 2);
+    cuda::dfl_loss(x, type, targets.data(), cuda_loss.data(), 0, nullptr);
+    compare(without_nan(cpu_loss), without_nan(cuda_loss), "dfl_loss");
+    std::vector<T> cpu_rows(rows * bins), cuda_rows(rows * bins);
+    cpu::dfl_loss_backward(by_loss.data(), x, type, targets.data(), {cpu_rows.data(), rows, bins, bins, 1}, 1);
+    cuda::dfl_loss_backward(by_loss.data(), x, type, targets.data(), {cuda_rows.data(), rows, bins, bins, 1}, 0,
+                            nullptr);
+    compare(without_nan(cpu_rows), without_nan(cuda_rows), "dfl_loss_backward");
+    ++cases;
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -230,6 +308,12 @@ int main(int, char** arguments) {
     for (const int64_t n : {0, 1, 2, 31, 32, 33, 64, 65, 300, 1000, 1023, 1024, 1025, 2048, 2049, 4100}) {
         check_nms<float>(n);
         check_nms<double>(n);
+    }
+    for (int i = 0; i < 40; ++i) {
+        check_dfl<float>();
+        check_dfl<Half>();
+        check_dfl<BFloat16>();
+        check_dfl<double>();
     }
     std::printf("%d cases agree\n", cases);
 }

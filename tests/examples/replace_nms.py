@@ -2,8 +2,9 @@
 
     from torchvision.ops import batched_nms   ->   from yolonas.ops import batched_nms
 
-That is all where a project calls torchvision's, as YOLOX, detectron2 and torchvision's own detectors do. The result is
-exact at any scale of coordinates: no class is shifted by an offset, which is what makes torchvision's lose boxes.
+That is all where a project calls torchvision's, as detectron2 does, and YOLOX and Segment Anything, whose classes are
+floats. The result is exact at any scale of coordinates: no class is shifted by an offset, which makes torchvision's
+lose boxes.
 
 `detections` below is the whole post-processing of a YOLOv8-like head, of one map [B, 4 + C, A], and does not loop over
 images: a label that tells images apart as well as classes makes it one call for the batch.

@@ -77,6 +77,17 @@ BAD_ARGUMENTS = [
     ({"max_detections": 2.5}, TypeError, "max_detections must be a positive integer, not 2.5"),
     ({"strides": (8, 16)}, ValueError, "one stride for each of the 3 levels"),
     ({"strides": (8, 16, math.nan)}, ValueError, "strides must be positive"),
+    ({"strides": (8, 16, 0)}, ValueError, "strides must be positive"),
+    ({"strides": (8, 16, 1e39)}, ValueError, "strides must be positive and finite in float32, not"),
+    ({"strides": (8, 16, 1e-46)}, ValueError, "strides must be positive and finite in float32, not"),
+    ({"strides": 8}, TypeError, "strides must be a list with a number per level, not 8"),
+    ({"strides": (8, 16, "a")}, TypeError, "strides must be a list with a number per level, not"),
+    (
+        {"pre_nms_top_k": 2**63},
+        ValueError,
+        "pre_nms_top_k must be at most 9223372036854775807, not",
+    ),
+    ({"max_detections": 2**64}, ValueError, "max_detections must be at most 9223372036854775807, not"),
 ]
 
 

@@ -223,3 +223,5 @@ def test_sizes_beyond_memory_are_errors(huge: int) -> None:
             ops.decode_nms(*maps, (8,), **settings, max_detections=huge)
         with pytest.raises((RuntimeError, ValueError, MemoryError)):
             npops.decode_nms(*([m.numpy() for m in g] for g in maps), (8,), **settings, max_detections=huge)
+        with pytest.raises(ValueError, match="threads must be at most 2147483647, not"):
+            npops.dfl_decode([maps[1][0].numpy()], (8,), threads=huge)

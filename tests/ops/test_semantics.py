@@ -325,7 +325,7 @@ def test_labels_are_compared_and_not_made_into_offsets(door: Door) -> None:
 
 
 def test_labels_may_be_floats_which_are_not_rounded(door: Door) -> None:
-    """As torchvision has it: YOLOX, for one, passes the column of classes of its float32 detections."""
+    """As torchvision has it: YOLOX passes a column of its float32 detections, Segment Anything float32 zeros."""
     boxes, scores = torch.tensor([[0.0, 0.0, 1.0, 1.0]]).repeat(5, 1), torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1])
     labels = torch.tensor([0.0, -0.0, 0.5, 1.0, 1.0])
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):

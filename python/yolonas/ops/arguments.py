@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
 
@@ -17,26 +16,36 @@ def threshold(value: float, name: str) -> float:
     return number
 
 
-def positive(value: int, name: str) -> int:
-    """A positive integer, or ValueError."""
+def positive(value: int, name: str, most: int = 2**63 - 1) -> int:
+    """An integer from 1 to `most`, or ValueError."""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be a positive integer, not {value!r}")
     number = operator.index(value)
     if number < 1:
         raise ValueError(f"{name} must be a positive integer, not {number}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most}, not {number}")
     return number
 
 
+def numbers(strides: Sequence[float]) -> list[float]:
+    """Strides as floats, or TypeError."""
+    try:
+        return [float(stride) for stride in strides]
+    except (TypeError, ValueError):
+        raise TypeError(f"strides must be a list with a number per level, not {strides!r}") from None
+
+
 def level_strides(strides: Sequence[float], levels: int, most: int) -> list[float]:
-    """One positive stride for each level, or ValueError."""
-    result = [float(stride) for stride in strides]
+    """One stride for each level, positive and finite in float32, or ValueError."""
+    result = numbers(strides)
     if not 1 <= levels <= most:
         raise ValueError(f"expected 1 to {most} levels of logits, not {levels}")
     if len(result) != levels:
         raise ValueError(f"expected one stride for each of the {levels} levels, not {result}")
     for stride in result:
-        if not (stride > 0 and math.isfinite(stride)):
-            raise ValueError(f"strides must be positive, not {result}")
+        if not 2.0**-126 <= stride <= 2.0**127:  # false for NaN too
+            raise ValueError(f"strides must be positive and finite in float32, not {result}")
     return result
 
 

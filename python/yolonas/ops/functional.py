@@ -59,7 +59,7 @@ def decode_nms(
         *torch.ops.yolonas.decode_nms(
             _maps(class_logits, "class_logits"),
             _maps(box_logits, "box_logits"),
-            [float(stride) for stride in strides],
+            arguments.numbers(strides),
             arguments.threshold(score_threshold, "score_threshold"),
             arguments.threshold(iou_threshold, "iou_threshold"),
             arguments.positive(pre_nms_top_k, "pre_nms_top_k"),
@@ -86,7 +86,7 @@ def dfl_decode(box_logits: Sequence[Tensor], strides: Sequence[float]) -> Tensor
     Raises:
         ValueError, TypeError: naming the argument that does not fit.
     """
-    boxes: Tensor = torch.ops.yolonas.dfl_decode(_maps(box_logits, "box_logits"), [float(s) for s in strides])
+    boxes: Tensor = torch.ops.yolonas.dfl_decode(_maps(box_logits, "box_logits"), arguments.numbers(strides))
     return boxes
 
 

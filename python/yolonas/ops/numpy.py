@@ -92,7 +92,7 @@ def decode_nms(
         _TYPES[dtype],
         options,
         [_address(array) for array in out],
-        arguments.positive(threads, "threads"),
+        arguments.positive(threads, "threads", 2**31 - 1),
     )
     return out
 
@@ -108,7 +108,7 @@ def dfl_decode(box_logits: Sequence[Array], strides: Sequence[float], *, threads
     batch, bins = arguments.box_shapes([m.shape for m in box_logits])
     dtype = _dtype(box_logits)
     boxes = np.empty((batch, sum(m.shape[2] * m.shape[3] for m in box_logits), 4), np.float32)
-    threads = arguments.positive(threads, "threads")
+    threads = arguments.positive(threads, "threads", 2**31 - 1)
     _core.dfl_decode_cpu([_map(m) for m in box_logits], steps, _TYPES[dtype], batch, bins, _address(boxes), threads)
     return boxes
 

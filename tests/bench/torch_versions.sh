@@ -10,9 +10,11 @@ rm -rf "$folder/wheel"
 python3 -m pip wheel -q --no-deps -w "$folder/wheel" .
 wheel=("$folder"/wheel/*.whl)
 # A copy of the tests alone: `yolonas` can only be the installed wheel.
-tests=$(mktemp -d)
-trap 'rm -rf "$tests"' EXIT
-cp -r --parents pyproject.toml tests/conftest.py tests/ops "$tests"
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+mkdir "$copy/tests"
+cp -r --parents pyproject.toml tests/conftest.py tests/ops "$copy/tests"
+if [ -e ../shared ]; then ln -s "$(realpath ../shared)" "$copy/shared"; fi
 echo "$(basename "${wheel[0]}") of $(git describe --always --dirty), sha256 $(sha256sum "${wheel[0]}" | cut -c -16)"
 for version in "$@"; do
     python="$folder/$version/bin/python"
@@ -22,5 +24,5 @@ for version in "$@"; do
     fi
     "$python" -m pip install -q --no-deps --force-reinstall "${wheel[0]}"
     printf 'torch %s: ' "$("$python" -c 'import torch; print(torch.__version__)')"
-    (cd "$tests" && "$python" -m pytest -q --ignore=tests/ops/test_cuda_sources.py tests/ops) | tail -1
+    (cd "$copy/tests" && "$python" -m pytest -q --ignore=tests/ops/test_cuda_sources.py tests/ops) | tail -1
 done

@@ -316,8 +316,9 @@ def set_threads(threads: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shared", type=Path, default=REPOSITORY.parent / "shared", help="holds bench/gen_raw.py")
-    parser.add_argument("--write", action="store_true", help="write tests/bench/results/ops_<processor>.md")
-    parser.add_argument("--quick", action="store_true", help="a few cases and rounds, to see that all of it works")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--write", action="store_true", help="write tests/bench/results/ops_<processor>.md")
+    kind.add_argument("--quick", action="store_true", help="a few cases and rounds, to see that all of it works")
     arguments = parser.parse_args()
     generator = Generator(arguments.shared)
     libraries = f"NumPy {np.__version__}, OpenCV {cv2.__version__}, "

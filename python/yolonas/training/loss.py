@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from yolonas import ops
 from yolonas.data.targets import Targets
 from yolonas.model import RawOutput
 from yolonas.training.assigner import Assignment, atss, task_aligned
 
 MAX_PAIRS = 1 << 25  # of box and point that are compared at once; each takes some 40 bytes
+TASK_ALIGNED_TOP_K = 13  # points for a box, at most
+ATSS_TOP_K = 9  # points for a box on each level, at most
 ANCHOR_CELLS = 5  # side of ATSS' anchor squares, in cells of the level
 
 
@@ -65,21 +68,23 @@ class DetectionLoss(nn.Module):
         with torch.autocast(output.class_logits[0].device.type, enabled=False):
             grid = Grid.of(output.class_logits, self.strides)
             class_logits = _flatten(output.class_logits)  # [B, A, C]
-            box_logits = _flatten(output.box_logits).unflatten(-1, (4, self.reg_max + 1))  # [B, A, 4, bins]
-            log_probabilities = box_logits.log_softmax(-1)
-            bins = torch.arange(self.reg_max + 1, dtype=torch.float32, device=box_logits.device)
-            distances = log_probabilities.exp() @ bins  # [B, A, 4], in cells
-            cells = grid.points / grid.strides
-            boxes = torch.cat([cells - distances[..., :2], cells + distances[..., 2:]], dim=-1)
-            assignment = self.assign(class_logits.detach().sigmoid(), boxes.detach() * grid.strides, grid, targets)
+            boxes = ops.dfl_decode([level.detach() for level in output.box_logits], self.strides)  # [B, A, 4] canvas px
+            assignment = self.assign(class_logits.detach().sigmoid(), boxes, grid, targets)
+            scores = assignment.scores.sum(-1)  # [B, A], 0 for background
+            normaliser = scores.sum().clamp(min=1.0)
 
-            weight = assignment.scores.sum(-1)  # [B, A], 0 for background
-            normaliser = weight.sum().clamp(min=1.0)
-            target_boxes = assignment.boxes / grid.strides
+            # Few points learn a box: P, which holds them all, is known without asking the device how many there are.
+            most = ATSS_TOP_K * len(self.strides) if self.assigner == "atss" else TASK_ALIGNED_TOP_K
+            count = min(most * targets.boxes.shape[1], scores.shape[1])
+            weight, points = scores.topk(count)  # [B, P]
+            box_logits = _rows(output.box_logits, points).unflatten(-1, (4, self.reg_max + 1))  # [B, P, 4, bins]
+            stride = grid.strides[points]
+            cells = grid.points[points] / stride
+            target_boxes = assignment.boxes.take_along_dim(points.unsqueeze(-1), 1) / stride
             parts = (
                 self._classification_loss(class_logits, assignment),
-                ((1 - _giou(boxes, target_boxes)) * weight).sum(),
-                (self._dfl_loss(log_probabilities, cells, target_boxes) * weight).sum(),
+                self._iou_loss(box_logits, cells, target_boxes, weight),
+                self._dfl_loss(box_logits, cells, target_boxes, weight),
             )
             cls, iou, dfl = (w * part / normaliser for w, part in zip(self.weights, parts, strict=True))
         return Losses(cls + iou + dfl, cls.detach(), iou.detach(), dfl.detach())
@@ -99,9 +104,9 @@ class DetectionLoss(nn.Module):
         if self.assigner == "atss":
             half = ANCHOR_CELLS * grid.strides / 2
             anchors = torch.cat([grid.points - half, grid.points + half], dim=-1)
-            return atss(boxes, anchors, grid.level_sizes, targets, self.num_classes)
+            return atss(boxes, anchors, grid.level_sizes, targets, self.num_classes, top_k=ATSS_TOP_K)
         sequential = self.assigner == "task_aligned_sequential"
-        return task_aligned(scores, boxes, grid.points, targets, sequential=sequential)
+        return task_aligned(scores, boxes, grid.points, targets, top_k=TASK_ALIGNED_TOP_K, sequential=sequential)
 
     def _classification_loss(self, logits: Tensor, assignment: Assignment) -> Tensor:
         probabilities, target = logits.sigmoid(), assignment.scores
@@ -115,15 +120,16 @@ class DetectionLoss(nn.Module):
             weight = torch.where(one_hot, target, 0.75 * probabilities.square())
         return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
 
-    def _dfl_loss(self, log_probabilities: Tensor, cells: Tensor, target_boxes: Tensor) -> Tensor:
-        """Cross entropy with the two bins around each target distance -> [B, A], the mean of the four sides."""
+    def _iou_loss(self, box_logits: Tensor, cells: Tensor, target_boxes: Tensor, weight: Tensor) -> Tensor:
+        bins = torch.arange(self.reg_max + 1, dtype=torch.float32, device=box_logits.device)
+        distances = box_logits.softmax(-1) @ bins  # [B, P, 4], in cells
+        boxes = torch.cat([cells - distances[..., :2], cells + distances[..., 2:]], dim=-1)
+        return ((1 - _giou(boxes, target_boxes)) * weight).sum()
+
+    def _dfl_loss(self, box_logits: Tensor, cells: Tensor, target_boxes: Tensor, weight: Tensor) -> Tensor:
         sides = torch.cat([cells - target_boxes[..., :2], target_boxes[..., 2:] - cells], dim=-1)
         sides = sides.clamp(0, self.reg_max - 0.01)
-        lower = sides.floor()
-        index = lower.long().unsqueeze(-1)
-        near = log_probabilities.gather(-1, torch.cat([index, index + 1], dim=-1))
-        share = sides - lower
-        return -(near[..., 0] * (1 - share) + near[..., 1] * share).mean(-1)
+        return ops.dfl_loss(box_logits, sides, weight.unsqueeze(-1), reduction="sum") / 4  # the mean of the sides
 
 
 class Grid(NamedTuple):
@@ -150,6 +156,19 @@ class Grid(NamedTuple):
 def _flatten(maps: Sequence[Tensor]) -> Tensor:
     """Maps [B, C, h, w] of all levels -> [B, A, C] float32."""
     return torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2).float() for level in maps], dim=1)
+
+
+def _rows(maps: Sequence[Tensor], points: Tensor) -> Tensor:
+    """The logits of points [B, P] from maps [B, C, h, w] of all levels -> [B, P, C] float32."""
+    rows, first = torch.zeros((), device=points.device), 0
+    for level in maps:
+        cells = level.flatten(2).transpose(1, 2)  # [B, h * w, C]
+        index = (points - first).unsqueeze(-1)
+        last = cells.shape[1] - 1
+        inside = (index >= 0) & (index <= last)
+        rows = torch.where(inside, cells.take_along_dim(index.clamp(0, last), 1).float(), rows)
+        first += cells.shape[1]
+    return rows
 
 
 def _giou(first: Tensor, second: Tensor, eps: float = 1e-10) -> Tensor:

@@ -1,4 +1,5 @@
-// Sorts segments of keys into descending order by a bitonic network. Keys are unique, so there is one result.
+// Orders segments of unique keys, descending: few keys by counting, for each, those above it, inside the kernel that
+// needs the ranks; many by a bitonic network.
 #pragma once
 
 #include "launch.cuh"
@@ -6,6 +7,36 @@
 namespace yolonas::cuda {
 
 constexpr int kSortTile = 2048;  // keys that a block holds in shared memory
+
+// Whether counting (n^2 comparisons, on all multiprocessors) beats the network (for one tile 55 to 66 steps of one
+// block, for more tiles several launches).
+inline bool counting_pays(int64_t segments, int64_t n) {
+    return n <= 8192 && segments <= (int64_t{1} << 26) && segments * n * n <= (int64_t{1} << 26);
+}
+
+constexpr int kCountKeys = 16, kCountParts = 16;  // threads (keys, parts): each part counts a share of the others
+
+// How many of key_at(0..n-1) are above the own key of threadIdx.x. All threads of the block call it; n > 0.
+template <typename Key, typename KeyAt>
+__device__ uint32_t count_above(const Key& own, int64_t n, const KeyAt& key_at) {
+    constexpr int kTile = 1024;
+    __shared__ Key tile[kTile];
+    __shared__ uint32_t above[kCountKeys];
+    const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y), t = y * kCountKeys + x;
+    if (y == 0) above[x] = 0;
+    uint32_t count = 0;
+    for (int64_t begin = 0; begin < n; begin += kTile) {
+        const int length = static_cast<int>(n - begin < kTile ? n - begin : kTile);
+        __syncthreads();  // the tile before is read to its end
+        for (int i = t; i < length; i += kCountKeys * kCountParts) tile[i] = key_at(begin + i);
+        __syncthreads();
+#pragma unroll 8
+        for (int i = y; i < length; i += kCountParts) count += own < tile[i] ? 1 : 0;
+    }
+    atomicAdd(&above[x], count);
+    __syncthreads();
+    return above[x];
+}
 
 // Segments are padded to this length, with keys below all others.
 inline int64_t sort_length(int64_t n) {

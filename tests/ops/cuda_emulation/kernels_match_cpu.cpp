@@ -130,11 +130,15 @@ struct Detections {
     DetectionsOut out() { return {boxes.data(), scores.data(), labels.data(), anchors.data(), counts.data()}; }
 };
 
+// Large: thousands of candidates. Wide: so many anchors that a thread of the selection has several lists of keys.
+enum class Size { Small, Large, Wide };
+
 template <typename T>
-void check_decode(bool large) {
-    const int64_t batch = large ? pick({1, 2}) : pick({0, 1, 2, 3}), bins = pick({16, 17, 3});
-    const int64_t classes = large ? pick({20, 80}) : pick({1, 2, 7, 80});
-    const int num_levels = static_cast<int>(large ? 2 : draw(1, 4));
+void check_decode(Size size) {
+    const bool large = size == Size::Large, wide = size == Size::Wide;
+    const int64_t batch = wide ? 1 : large ? pick({1, 2}) : pick({0, 1, 2, 3}), bins = pick({16, 17, 3, 40});
+    const int64_t classes = wide ? 1 : large ? pick({20, 80}) : pick({1, 2, 7, 80});
+    const int num_levels = static_cast<int>(wide ? 1 : large ? 2 : draw(1, 4));
     const bool special = chance(0.5);
     std::vector<std::unique_ptr<Logits<T>>> maps;
     std::vector<Level> levels;
@@ -142,7 +146,8 @@ void check_decode(bool large) {
     std::vector<float> strides;
     int64_t anchors = 0;
     for (int l = 0; l < num_levels; ++l) {
-        const int64_t height = large ? draw(14, 24) : pick({0, 1, 2, 5, 9}), width = large ? 16 : pick({1, 3, 4, 8});
+        const int64_t height = wide ? 500 : large ? draw(14, 24) : pick({0, 1, 2, 5, 9});
+        const int64_t width = wide ? 300 : large ? 16 : pick({1, 3, 4, 8});
         maps.push_back(std::make_unique<Logits<T>>(batch, classes, height, width, -2.0f, 2.0f, special));
         maps.push_back(std::make_unique<Logits<T>>(batch, 4 * bins, height, width, 0.0f, 2.0f, special));
         strides.push_back(static_cast<float>(8 << l));
@@ -157,7 +162,8 @@ void check_decode(bool large) {
     options.bins = bins;
     options.score_threshold = large ? pick({0.0f, 0.1f, 0.3f}) : pick({0.0f, 0.01f, 0.25f, 0.5f, 0.9f, 1.0f});
     options.iou_threshold = pick({0.0f, 0.3f, 0.7f, 1.0f});
-    options.pre_nms_top_k = large ? pick<int64_t>({1000, 2100, 3000, 5000}) : pick<int64_t>({1, 5, 33, 300, 1 << 30});
+    options.pre_nms_top_k =
+        large ? pick<int64_t>({1000, 2100, 3000, 5000, 9000}) : pick<int64_t>({1, 5, 33, 300, 1 << 30});
     options.max_detections = large ? pick({300, 2000}) : pick({1, 7, 64, 400});
     options.multi_label = chance(large ? 0.9 : 0.6);
     options.class_agnostic = chance(0.4);
@@ -296,16 +302,17 @@ int main(int, char** arguments) {
     generator.seed(seed);
     emulation::random.seed(seed);
     for (int i = 0; i < 100; ++i) {
-        check_decode<float>(false);
-        check_decode<Half>(false);
-        check_decode<BFloat16>(false);
+        check_decode<float>(Size::Small);
+        check_decode<Half>(Size::Small);
+        check_decode<BFloat16>(Size::Small);
     }
     for (int i = 0; i < 6; ++i) {
-        check_decode<float>(true);
-        check_decode<Half>(true);
-        check_decode<BFloat16>(true);
+        check_decode<float>(Size::Large);
+        check_decode<Half>(Size::Large);
+        check_decode<BFloat16>(Size::Large);
     }
-    for (const int64_t n : {0, 1, 2, 31, 32, 33, 64, 65, 300, 1000, 1023, 1024, 1025, 2048, 2049, 4100}) {
+    check_decode<float>(Size::Wide);
+    for (const int64_t n : {0, 1, 2, 31, 32, 33, 64, 65, 300, 1000, 1023, 1024, 1025, 2048, 2049, 4100, 9000}) {
         check_nms<float>(n);
         check_nms<double>(n);
     }

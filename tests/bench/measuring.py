@@ -84,12 +84,13 @@ def busy_seconds() -> float:
 class Report:
     """Markdown, printed as it is measured and kept for a file; the goals come last."""
 
-    def __init__(self, title: str, versions: str, command: str) -> None:
+    def __init__(self, title: str, versions: str, command: str, commit: str | None = None) -> None:
         self.lines: list[str] = []
         self.goals: list[tuple[str, ...]] = []
         self.start, self.busy, self.own = time.perf_counter(), busy_seconds(), time.process_time()
         describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
-        commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+        if commit is None:
+            commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
         capability = torch.backends.cpu.get_cpu_capability()
         self.text(
             f"# {title}\n\n{date.today()}, commit {commit}, {processor()}, {os.cpu_count()} cores, {capability}; "
@@ -129,8 +130,8 @@ class Report:
         share = max(0.0, others / seconds / (os.cpu_count() or 1))
         self.text(f"\n{seconds:.0f} s, in which other processes used {share:.0%} of the cores.")
 
-    def write(self, kind: str) -> None:
-        slug = re.sub(r"[^a-z0-9]+", "_", processor().lower()).strip("_")
+    def write(self, kind: str, machine: str | None = None) -> None:
+        slug = re.sub(r"[^a-z0-9]+", "_", (machine or processor()).lower()).strip("_")
         path = REPOSITORY / "tests" / "bench" / "results" / f"{kind}_{slug}.md"
         path.write_text("\n".join(self.lines) + "\n")
         print(f"\nwritten to {path}")

@@ -85,39 +85,3 @@ def test_binary_runs_on_turing_to_hopper_and_later() -> None:
 def test_without_a_device_the_error_names_op_and_cause() -> None:
     with pytest.raises(RuntimeError, match=r"^dfl_decode: .*(CUDA|driver|device)"):
         _core.dfl_decode_cuda([(0, 1, 1, 4, 1, 1, 1)], [8.0], 0, 1, 1, 0, 0, 0)
-
-
-@built_with_cuda
-@pytest.mark.gpu
-@pytest.mark.skipif(not has_device(), reason="needs a CUDA device")
-def test_decode_nms_replays_in_a_cuda_graph_without_waiting_for_the_device() -> None:
-    import torch
-
-    from yolonas import ops
-
-    generator = torch.Generator("cuda").manual_seed(0)
-    sizes, strides = [20, 10, 5], [8, 16, 32]
-    maps = [[torch.empty(2, c, s, s, device="cuda") for s in sizes] for c in (80, 68)]
-
-    def decode() -> ops.Decoded:
-        return ops.decode_nms(*maps, strides, score_threshold=0.3, iou_threshold=0.6, max_detections=100)
-
-    def refill() -> None:
-        for tensor in [*maps[0], *maps[1]]:
-            tensor.normal_(generator=generator)
-
-    refill()
-    decode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        decode()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = decode()
-    for _ in range(3):
-        refill()
-        graph.replay()
-        for replayed, eager in zip(captured, decode(), strict=True):
-            assert torch.equal(replayed, eager)

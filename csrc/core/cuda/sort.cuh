@@ -8,31 +8,37 @@ namespace yolonas::cuda {
 
 constexpr int kSortTile = 2048;  // keys that a block holds in shared memory
 
-// Whether counting (n^2 comparisons, on all multiprocessors) beats the network (for one tile 55 to 66 steps of one
-// block, for more tiles several launches).
+// Whether counting takes less time than the network: 2^24 comparisons, shared by all multiprocessors, about as much as
+// one launch of it, of which the first counts twice.
 inline bool counting_pays(int64_t segments, int64_t n) {
-    return n <= 8192 && segments <= (int64_t{1} << 26) && segments * n * n <= (int64_t{1} << 26);
+    int64_t launches = 2;
+    for (int64_t length = kSortTile, more = 2; length < n; length *= 2) launches += more++;
+    return n <= (1 << 16) && segments <= (1 << 24) && segments * n * n <= launches << 24;
 }
 
 constexpr int kCountKeys = 16, kCountParts = 16;  // threads (keys, parts): each part counts a share of the others
 
-// How many of key_at(0..n-1) are above the own key of threadIdx.x. All threads of the block call it; n > 0.
+// How many of key_at(0..n-1) are above the own key of threadIdx.x. All threads of the block call it.
 template <typename Key, typename KeyAt>
 __device__ uint32_t count_above(const Key& own, int64_t n, const KeyAt& key_at) {
-    constexpr int kTile = 1024;
-    __shared__ Key tile[kTile];
+    constexpr int kTile = 1024, kStep = 2 * kCountParts;  // two keys in one load of 16 bytes
+    alignas(16) __shared__ Key tile[kTile];
     __shared__ uint32_t above[kCountKeys];
     const int x = static_cast<int>(threadIdx.x), y = static_cast<int>(threadIdx.y), t = y * kCountKeys + x;
     if (y == 0) above[x] = 0;
     uint32_t count = 0;
     for (int64_t begin = 0; begin < n; begin += kTile) {
-        const int length = static_cast<int>(n - begin < kTile ? n - begin : kTile);
+        const int steps = static_cast<int>(ceil_div(n - begin < kTile ? n - begin : kTile, kStep));
         __syncthreads();  // the tile before is read to its end
-        for (int i = t; i < length; i += kCountKeys * kCountParts) tile[i] = key_at(begin + i);
+        for (int i = t; i < steps * kStep; i += kCountKeys * kCountParts)
+            tile[i] = begin + i < n ? key_at(begin + i) : Key{};  // which is above none
         __syncthreads();
-#pragma unroll 8
-        for (int i = y; i < length; i += kCountParts) count += own < tile[i] ? 1 : 0;
+        const Key* pair = tile + 2 * y;
+#pragma unroll 4
+        for (int step = 0; step < steps; ++step, pair += kStep)
+            count += (own < pair[0] ? 1 : 0) + (own < pair[1] ? 1 : 0);
     }
+    __syncthreads();
     atomicAdd(&above[x], count);
     __syncthreads();
     return above[x];

@@ -82,11 +82,11 @@ class Exact {
 };
 
 template <typename T>
-constexpr ScalarType scalar_type = ScalarType::Float32;
+inline constexpr ScalarType scalar_type = ScalarType::Float32;
 template <>
-constexpr ScalarType scalar_type<Half> = ScalarType::Float16;
+inline constexpr ScalarType scalar_type<Half> = ScalarType::Float16;
 template <>
-constexpr ScalarType scalar_type<BFloat16> = ScalarType::BFloat16;
+inline constexpr ScalarType scalar_type<BFloat16> = ScalarType::BFloat16;
 
 // How a map's values are drawn.
 struct Values {

@@ -98,6 +98,7 @@ void dfl_loss_backward(const void* gradient, const Rows& logits, ScalarType type
 // Greedy NMS of boxes [n, 4], scores [n] in descending order of score (NaN first, ties: ascending index), within equal
 // labels [n], any integers; labels may be null: one class. iou_threshold is from 0 to 1. Writes the kept indices in
 // that order into keep [n] and returns how many. Instantiated for float and double. Works on the caller's thread.
+// Throws std::invalid_argument where n is 2^31 or more.
 template <typename T>
 int64_t batched_nms(const T* boxes, const T* scores, const int64_t* labels, int64_t n, T iou_threshold, int64_t* keep);
 

@@ -134,7 +134,7 @@ def batched_nms(boxes: Array, scores: Array, labels: Array, iou_threshold: float
         labels = (labels.astype(np.float64) + 0.0).view(np.int64)
     elif labels.dtype.kind not in "biu":
         raise TypeError(f"labels must be integers or floats, not {labels.dtype}")
-    return _nms(boxes, scores, labels.astype(np.int64), iou_threshold)
+    return _nms(boxes, scores, labels.astype(np.int64, copy=False), iou_threshold)
 
 
 def _nms(boxes: Array, scores: Array, labels: Array | None, iou_threshold: float) -> NDArray[np.int64]:

@@ -234,12 +234,12 @@ def _dfl_loss_backward(gradient: Tensor, logits: Tensor, targets: Tensor) -> Ten
 def _batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
     dtype = _check_nms(boxes, scores, labels, iou_threshold)
     _check_device(boxes.device)
-    boxes, scores = boxes.to(dtype).contiguous(), scores.to(dtype).contiguous()
+    boxes, scores = _dense(boxes, dtype), _dense(scores, dtype)
     if labels is not None:
         if labels.dtype.is_floating_point:
             # Bits that are equal where the floats are, once -0 is 0.
             labels = labels.double().add(0.0).view(torch.int64)
-        labels = labels.to(torch.int64).contiguous()
+        labels = _dense(labels, torch.int64)
     n, double = boxes.shape[0], dtype == torch.float64
     keep = boxes.new_empty((n,), dtype=torch.int64)
     inputs = (_address(boxes), _address(scores), 0 if labels is None else _address(labels), n, iou_threshold)
@@ -250,7 +250,12 @@ def _batched_nms(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_thres
         on_cuda(*inputs, keep.data_ptr(), kept.data_ptr(), workspace.data_ptr(), *_cuda(boxes.device))
         return keep[: int(kept)].clone()  # torchvision's contract asks for the number: the one synchronisation
     on_cpu = _core.batched_nms_cpu_float64 if double else _core.batched_nms_cpu_float32
-    return keep[: on_cpu(*inputs, keep.data_ptr())].clone()
+    return keep.resize_(on_cpu(*inputs, keep.data_ptr()))
+
+
+def _dense(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    ready = tensor.dtype == dtype and tensor.is_contiguous()  # asking costs a tenth of two calls that do nothing
+    return tensor if ready else tensor.to(dtype).contiguous()
 
 
 def _workspace(size: int, device: torch.device) -> Tensor:

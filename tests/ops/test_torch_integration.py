@@ -150,6 +150,8 @@ def test_vmap_refuses_and_says_what_to_call() -> None:
         torch.vmap(lambda c, b: ops.decode_nms([c[None]], [b[None]], (8,), **threshold))(class_logits[0], box_logits[0])
     with pytest.raises(RuntimeError, match=r"yolonas\.ops\.dfl_decode" + whole):
         torch.vmap(lambda b: ops.dfl_decode([b[None]], (8,)))(box_logits[0])
+    with pytest.raises(RuntimeError, match=r"dfl_loss does not run under torch\.vmap: call it once on all samples"):
+        torch.vmap(lambda x, t: ops.dfl_loss(x, t))(torch.zeros(2, 3, 17), torch.zeros(2, 3))
     with pytest.raises(RuntimeError, match=samples):
         torch.vmap(lambda b, s: ops.nms(b, s, 0.5))(boxes, scores)
     with pytest.raises(RuntimeError, match=samples):

@@ -210,7 +210,7 @@ def _dfl_decode_backward(gradient: Tensor, box_logits: Sequence[Tensor], strides
     maps, dtype = [_map(m) for m in box_logits], _DFL_TYPES[box_logits[0].dtype]
     batch, channels = box_logits[0].shape[:2]
     out = [_map(m) for m in gradients]
-    run(gradient.data_ptr(), maps, strides, dtype, batch, channels // 4, out, *where)
+    run(_address(gradient), maps, strides, dtype, batch, channels // 4, out, *where)
     return gradients
 
 
@@ -218,7 +218,7 @@ def _dfl_loss(logits: Tensor, targets: Tensor) -> Tensor:
     loss = _dfl_loss_output(logits, targets)
     targets = targets.to(loss.dtype).contiguous()
     run, where = _kernel("dfl_loss", loss.device)
-    run(_rows(logits), _DFL_TYPES[logits.dtype], targets.data_ptr(), loss.data_ptr(), *where)
+    run(_rows(logits), _DFL_TYPES[logits.dtype], _address(targets), loss.data_ptr(), *where)
     return loss
 
 
@@ -227,7 +227,7 @@ def _dfl_loss_backward(gradient: Tensor, logits: Tensor, targets: Tensor) -> Ten
     gradient, targets = gradient.contiguous(), targets.to(gradient.dtype).contiguous()
     run, where = _kernel("dfl_loss_backward", result.device)
     dtype = _DFL_TYPES[logits.dtype]
-    run(gradient.data_ptr(), _rows(logits), dtype, targets.data_ptr(), _rows(result), *where)
+    run(_address(gradient), _rows(logits), dtype, _address(targets), _rows(result), *where)
     return result
 
 
@@ -273,7 +273,7 @@ def _check_device(device: torch.device) -> None:
 
 
 def _rows(tensor: Tensor) -> list[int]:
-    return [tensor.data_ptr(), *tensor.shape, *tensor.stride()]
+    return [_address(tensor), *tensor.shape, *tensor.stride()]
 
 
 def _kernel(name: str, device: torch.device) -> tuple[Callable[..., None], tuple[int, ...]]:
@@ -310,6 +310,7 @@ for _name in ("decode_nms", "batched_nms"):
 _WITHOUT_VMAP = {
     "decode_nms": "decode_nms does not run under torch.vmap: call it once on the whole batch, maps [B, C, h, w]",
     "dfl_decode": "dfl_decode does not run under torch.vmap: call it once on the whole batch, maps [B, 4 * bins, h, w]",
+    "dfl_loss": "dfl_loss does not run under torch.vmap: call it once on all samples, logits [..., bins]",
     "batched_nms": "nms and batched_nms do not run under torch.vmap, since every sample keeps another number of boxes: "
     "call batched_nms once on all samples' boxes, with labels such as image * num_classes + label",
 }

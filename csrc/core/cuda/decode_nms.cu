@@ -1,4 +1,4 @@
-// decode_nms on CUDA, in five kernels for up to 1024 candidates that enter the NMS. A scan collects the candidates'
+// decode_nms on CUDA, in five kernels for up to 2048 candidates that enter the NMS. A scan collects the candidates'
 // keys, a list for each of its blocks; a selection keeps the best of an image; only their boxes are decoded, each to
 // the place of its rank; the greedy pass is two kernels, the last of which writes the output. Nothing is read back by
 // the host and nothing must be zero before. The order within a list varies from run to run; the keys are unique, so
@@ -386,7 +386,7 @@ struct WriteDetections {
     }
     __device__ void finish(int64_t image, int64_t count) const {  // the padding
         if (threadIdx.x == 0) out.counts[image] = count;
-        for (int64_t i = image * most + count + threadIdx.x; i < (image + 1) * most; i += kResolveThreads) {
+        for (int64_t i = image * most + count + threadIdx.x; i < (image + 1) * most; i += blockDim.x) {
             for (int side = 0; side < 4; ++side) out.boxes[4 * i + side] = 0.0f;
             out.scores[i] = 0.0f;
             out.labels[i] = -1;

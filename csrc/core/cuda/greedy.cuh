@@ -1,7 +1,7 @@
 // Exact greedy NMS over sorted boxes, for many segments (images) at once, in memory linear in the boxes. It walks
 // through the ranks in chunks: boxes of a chunk are compared with each other and resolved, then the kept ones remove
 // what they overlap in all later chunks. The comparisons within chunks need no results, so all of them come first.
-// Up to 1024 boxes this is two kernels.
+// Up to 2048 boxes this is two kernels.
 #pragma once
 
 #include "../geometry.h"
@@ -9,8 +9,9 @@
 
 namespace yolonas::cuda {
 
-constexpr int kChunk = 1024;            // ranks that one block resolves
+constexpr int kChunk = 2048;            // ranks that one block resolves
 constexpr int kWords = kChunk / kWarp;  // as bits: bit r % 32 of word r / 32 stands for rank r of the chunk
+constexpr int kCompareThreads = 256;
 
 // S segments of up to n boxes in descending order. The kernels of a caller fill boxes, groups, removed.
 template <typename T>
@@ -20,17 +21,21 @@ struct Ranked {
     Box<T>* boxes;               // [S, n]
     int64_t* groups;             // [S, n] boxes suppress boxes of their own group; null: one group
     uint8_t* removed;            // [S, n] nonzero: not a box, or suppressed by one of an earlier chunk
-    uint32_t* better;            // [S, chunks, kWords, kChunk] for each rank: the earlier of its chunk that overlap it
+    uint32_t* better;            // [S, chunks, words, columns] for each rank: the earlier of its chunk that overlap it
     uint32_t* kept;              // [S, kWords] of the chunk resolved last
     uint32_t* found;             // [S] boxes kept so far
 
     __host__ __device__ int64_t chunks() const { return ceil_div(n, kChunk); }
+    // A chunk's ranks, where fewer than kChunk, in words and in the blocks that compare them.
+    __host__ __device__ int words() const { return static_cast<int>(ceil_div(n < kChunk ? n : kChunk, kWarp)); }
+    __host__ __device__ int parts() const { return static_cast<int>(ceil_div(words(), kCompareThreads / kWarp)); }
+    __host__ __device__ int columns() const { return parts() * kCompareThreads; }
     __device__ int64_t count(int64_t segment) const {
         return used && used[segment] < n ? static_cast<int64_t>(used[segment]) : n;
     }
     __device__ int64_t group(int64_t segment, int64_t rank) const { return groups ? groups[segment * n + rank] : 0; }
     __device__ uint32_t* better_of(int64_t segment, int64_t chunk) const {
-        return better + (segment * chunks() + chunk) * kWords * kChunk;
+        return better + (segment * chunks() + chunk) * words() * columns();
     }
 };
 
@@ -40,23 +45,21 @@ Ranked<T> take_ranked(Slices& slices, int64_t segments, int64_t n, int64_t limit
     ranked.boxes = slices.take<Box<T>>(segments * n);
     if (grouped) ranked.groups = slices.take<int64_t>(segments * n);
     ranked.removed = slices.take<uint8_t>(segments * n);
-    ranked.better = slices.take<uint32_t>(segments * ranked.chunks() * kWords * kChunk);
+    ranked.better = slices.take<uint32_t>(segments * ranked.chunks() * ranked.words() * ranked.columns());
     ranked.kept = slices.take<uint32_t>(segments * kWords);
     ranked.found = slices.take<uint32_t>(segments);
     return ranked;
 }
 
-// A rank for each thread, against the 32 ranks of one word. Blocks [S, chunks, kWords, kChunk / kCompareThreads].
-constexpr int kCompareThreads = 256;
+// A rank for each thread, against the 32 ranks of one word. Blocks [S, chunks, words, parts].
 template <typename T>
 __global__ void __launch_bounds__(kCompareThreads) compare_in_chunks(Ranked<T> ranked, T iou_threshold) {
     __shared__ Box<T> boxes[kWarp];
     __shared__ T areas[kWarp];
     __shared__ int64_t groups[kWarp];
-    constexpr int kParts = kChunk / kCompareThreads;
-    const int part = static_cast<int>(blockIdx.x % kParts), word = static_cast<int>(blockIdx.x / kParts % kWords);
-    const uint32_t all_chunks = blockIdx.x / (kParts * kWords), chunks = static_cast<uint32_t>(ranked.chunks());
-    const int64_t segment = all_chunks / chunks, chunk = all_chunks % chunks;
+    const uint32_t words = ranked.words(), parts = ranked.parts(), chunks = static_cast<uint32_t>(ranked.chunks());
+    const int part = static_cast<int>(blockIdx.x % parts), word = static_cast<int>(blockIdx.x / parts % words);
+    const int64_t segment = blockIdx.x / (parts * words * chunks), chunk = blockIdx.x / (parts * words) % chunks;
     const int64_t count = ranked.count(segment), first = chunk * kChunk, start = first + word * kWarp;
     const int column = part * kCompareThreads + static_cast<int>(threadIdx.x);
     const int64_t rank = first + column;
@@ -76,7 +79,7 @@ __global__ void __launch_bounds__(kCompareThreads) compare_in_chunks(Ranked<T> r
     uint32_t bits = 0;
     for (int r = 0; r < kWarp && start + r < rank; ++r)
         if (groups[r] == own_group && overlaps(boxes[r], areas[r], box, own_area, iou_threshold)) bits |= 1u << r;
-    ranked.better_of(segment, chunk)[word * kChunk + column] = bits;
+    ranked.better_of(segment, chunk)[word * ranked.columns() + column] = bits;
 }
 
 // A block for each segment, in turns: a warp decides its ranks, then all later ranks look whether one of those kept
@@ -84,7 +87,7 @@ __global__ void __launch_bounds__(kCompareThreads) compare_in_chunks(Ranked<T> r
 // bear. `write(segment, rank, slot)` is called for each kept rank, its slot among the segment's kept; after the last
 // chunk `write.finish(segment, kept)` by all threads of the block.
 constexpr int kLaneRanks = 4;  // of each thread: rank (warp * kLaneRanks + q) * 32 + lane of the chunk for each q
-constexpr int kResolveThreads = kChunk / kLaneRanks;
+constexpr int kResolveThreads = kChunk / kLaneRanks;  // at most
 template <typename T, typename Write>
 __global__ void __launch_bounds__(kResolveThreads) resolve_chunk(Ranked<T> ranked, int64_t chunk, Write write) {
     __shared__ uint32_t kept[kWords];
@@ -93,6 +96,7 @@ __global__ void __launch_bounds__(kResolveThreads) resolve_chunk(Ranked<T> ranke
     const int own = warp * kLaneRanks;  // the first word that this warp decides
     const auto column = [&](int q) { return (own + q) * kWarp + lane; };
     const uint32_t* better = ranked.better_of(segment, chunk);
+    const int columns = ranked.columns();
     uint32_t next[kLaneRanks][kLaneRanks];  // [own rank q, word]: those of the turn's ranks that would suppress it
     const auto load = [&](int turn) {
 #pragma unroll
@@ -101,7 +105,7 @@ __global__ void __launch_bounds__(kResolveThreads) resolve_chunk(Ranked<T> ranke
             for (int w = 0; w < kLaneRanks; ++w) {
                 const int word = turn * kLaneRanks + w;
                 const bool compared = column(q) > word * kWarp && first + column(q) < count;
-                next[q][w] = compared ? better[word * kChunk + column(q)] : 0u;
+                next[q][w] = compared ? better[word * columns + column(q)] : 0u;
             }
     };
 
@@ -111,7 +115,7 @@ __global__ void __launch_bounds__(kResolveThreads) resolve_chunk(Ranked<T> ranke
 #pragma unroll
     for (int q = 0; q < kLaneRanks; ++q)
         alive[q] = first + column(q) < count && !ranked.removed[segment * ranked.n + first + column(q)];
-    if (threadIdx.x < kWords) kept[threadIdx.x] = 0;
+    for (int word = static_cast<int>(threadIdx.x); word < kWords; word += blockDim.x) kept[word] = 0;
     load(0);
     __syncthreads();  // also: all have read `found`
     constexpr int kTurns = kWords / kLaneRanks;
@@ -161,7 +165,8 @@ __global__ void __launch_bounds__(kResolveThreads) resolve_chunk(Ranked<T> ranke
         }
     }
 
-    if (threadIdx.x < kWords) ranked.kept[segment * kWords + threadIdx.x] = kept[threadIdx.x];
+    for (int word = static_cast<int>(threadIdx.x); word < kWords; word += blockDim.x)
+        ranked.kept[segment * kWords + word] = kept[word];
     if (threadIdx.x == 0) ranked.found[segment] = static_cast<uint32_t>(found);
     int64_t slot = found_before;
     for (int word = 0; word < own; ++word) slot += __popc(kept[word]);
@@ -217,12 +222,13 @@ __global__ void __launch_bounds__(kLaterThreads) suppress_later(Ranked<T> ranked
 
 template <typename T, typename Write>
 void greedy_nms(const Queue& queue, const Ranked<T>& ranked, T iou_threshold, const Write& write) {
-    constexpr int64_t kTiles = kWords * (kChunk / kCompareThreads);
-    queue.launch(compare_in_chunks<T>, ranked.segments * ranked.chunks() * kTiles, kCompareThreads, ranked,
+    const int64_t tiles = int64_t{ranked.words()} * ranked.parts();
+    const int resolve_threads = static_cast<int>(ceil_div(ranked.words(), kLaneRanks)) * kWarp;
+    queue.launch(compare_in_chunks<T>, ranked.segments * ranked.chunks() * tiles, kCompareThreads, ranked,
                  iou_threshold);
     for (int64_t chunk = 0; chunk < ranked.chunks(); ++chunk) {
         const int64_t later = ranked.n - (chunk + 1) * kChunk;
-        queue.launch(resolve_chunk<T, Write>, ranked.segments, kResolveThreads, ranked, chunk, write);
+        queue.launch(resolve_chunk<T, Write>, ranked.segments, resolve_threads, ranked, chunk, write);
         if (later > 0)
             queue.launch(suppress_later<T>, ranked.segments * ceil_div(later, kLaterRanks),
                          dim3(kLaterRanks, kLaterParts), ranked, chunk, iou_threshold);

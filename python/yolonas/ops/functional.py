@@ -193,6 +193,6 @@ def _maps(maps: Sequence[Tensor], name: str) -> list[Tensor]:
     if not isinstance(maps, list | tuple):
         raise TypeError(f"{name} must be a list with a tensor per level, not {type(maps).__name__}")
     for level, m in enumerate(maps):
-        if not isinstance(m, Tensor):
-            raise TypeError(f"{name}[{level}] must be a tensor, not {type(m).__name__}")
+        if not isinstance(m, Tensor) or m.layout is not torch.strided or m.is_nested:
+            _tensor(m, f"{name}[{level}]")  # raises: the name is put together for nothing else
     return list(maps)

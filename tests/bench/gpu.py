@@ -53,11 +53,12 @@ def sanitize(report: Report) -> bool:
         report.text("\ncompute-sanitizer: not found, so memcheck and racecheck were **not run**")
         return True
     clean = True
+    environment = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that memcheck sees where a tensor ends
     for kind in ("memcheck", "racecheck"):
         cases = [sys.executable, __file__, "--steps", "cases", "--cases", "60"]
         command = [tool, "--tool", kind, "--error-exitcode", "7", *cases]
         try:
-            run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
+            run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=180)
         except subprocess.TimeoutExpired:
             report.text(f"\ncompute-sanitizer {kind}: **not finished** within 180 s")
             clean = False

@@ -265,11 +265,10 @@ __global__ void __launch_bounds__(kSelectThreads)
     starts[threadIdx.x] = sum_before(own, n);
     __syncthreads();
     const auto read = [&](uint32_t i) {
-        int64_t group = 0, end = kSelectThreads;  // the last group that starts at or before i: it holds i
-        while (end - group > 1) {
-            const int64_t middle = (group + end) / 2;
-            (starts[middle] <= i ? group : end) = middle;
-        }
+        uint32_t group = 0;  // becomes the last one that starts at or before i: it holds i
+#pragma unroll
+        for (uint32_t step = kSelectThreads / 2; step > 0; step /= 2)
+            if (starts[group + step] <= i) group += step;
         int64_t list = group * lists_each;
         for (i -= starts[group]; i >= counts[list]; ++list) i -= counts[list];
         return keys[list * candidates.room + i];
@@ -337,22 +336,24 @@ __device__ Box<float> decode_candidate(const BoxLevels& levels, int64_t bins, in
                             levels.strides[l]);
 }
 
-// Threads (kCountKeys, kCountParts), blocks [B, ranks / kCountKeys]: a candidate for each threadIdx.x. keys [B, length]
-// in descending order or, where not `sorted`, in any. -> ranked.boxes, groups, removed; ranked_keys
+// Threads (kCountKeys, kCountParts), blocks [B, length / kCountKeys]: a candidate for each threadIdx.x. keys [B,
+// length], of them counts [B], in descending order or, where not `sorted`, in any; of the best ranked.n ->
+// ranked.boxes, groups, removed; ranked_keys
 template <typename T>
 __global__ void __launch_bounds__(kCountKeys* kCountParts, 4)
     decode_candidates(const __grid_constant__ BoxLevels levels, int64_t bins, uint32_t num_classes,
-                      const uint64_t* keys, int64_t length, bool sorted, Ranked<float> ranked, RankedKeys ranked_keys) {
-    const uint32_t blocks = static_cast<uint32_t>(ceil_div(ranked.n, kCountKeys)), image = blockIdx.x / blocks;
+                      const uint64_t* keys, int64_t length, const uint32_t* counts, bool sorted, Ranked<float> ranked,
+                      RankedKeys ranked_keys) {
+    const uint32_t blocks = static_cast<uint32_t>(ceil_div(length, kCountKeys)), image = blockIdx.x / blocks;
     const int64_t first = int64_t{blockIdx.x % blocks} * kCountKeys, place = first + threadIdx.x;
-    const int64_t count = ranked.count(image);
+    const int64_t count = counts[image];
     if (first >= count) return;
     keys += int64_t{image} * length;
-    const bool present = place < count;
-    const uint64_t key = present ? keys[place] : 0;
+    const uint64_t key = place < count ? keys[place] : 0;
+    const int64_t rank = sorted ? place : count_above(key, count, [&](int64_t i) { return keys[i]; });
+    const bool present = place < count && rank < ranked.n;
     const uint32_t index = candidate_index(key);
     const Box<float> box = decode_candidate<T>(levels, bins, image, present ? int64_t{index / num_classes} : -1);
-    const int64_t rank = sorted ? place : count_above(key, count, [&](int64_t i) { return keys[i]; });
     if (!present) return;
     const int64_t slot = int64_t{image} * ranked.n + rank;
     if (threadIdx.y == 0) {
@@ -452,7 +453,9 @@ struct Buffers {
         ranks = options.pre_nms_top_k < most ? options.pre_nms_top_k : most;
         if (ranks < 1) ranks = 1;  // one empty chunk writes the counts and the padding
         sorts = !counting_pays(options.batch, ranks);
-        length = sorts ? sort_length(ranks) : ranks;
+        // More than can enter the NMS where that spares the selection.
+        const int64_t cheap = cheap_to_count(options.batch);
+        length = sorts ? sort_length(ranks) : ranks > cheap ? ranks : cheap < most ? cheap : most > 0 ? most : 1;
         const int64_t block = options.multi_label ? kScanBlock : kAnchorThreads;
         candidates.lists = classes.blocks;
         candidates.room = static_cast<uint32_t>(ranks < block ? ranks : block);
@@ -478,12 +481,13 @@ void enqueue(const Queue& queue, const Level* levels, int num_levels, const Deco
     queue.launch(options.multi_label ? scan_logits<T> : scan_anchors<T>, options.batch * classes.blocks,
                  options.multi_label ? kScanThreads : kAnchorThreads, classes, cutoff_logit(options.score_threshold),
                  buffers.candidates);
-    queue.launch(select_best, options.batch, kSelectThreads, buffers.candidates, static_cast<uint32_t>(buffers.ranks),
-                 buffers.selected, buffers.length, buffers.selected_counts);
+    queue.launch(select_best, options.batch, kSelectThreads, buffers.candidates,
+                 static_cast<uint32_t>(buffers.sorts ? buffers.ranks : buffers.length), buffers.selected,
+                 buffers.length, buffers.selected_counts);
     if (buffers.sorts) sort_descending(queue, buffers.selected, options.batch, buffers.length);
-    queue.launch(decode_candidates<T>, options.batch * ceil_div(ranked.n, kCountKeys), dim3(kCountKeys, kCountParts),
-                 boxes, options.bins, classes.num_classes, buffers.selected, buffers.length, buffers.sorts, ranked,
-                 buffers.ranked_keys);
+    queue.launch(decode_candidates<T>, options.batch * ceil_div(buffers.length, kCountKeys),
+                 dim3(kCountKeys, kCountParts), boxes, options.bins, classes.num_classes, buffers.selected,
+                 buffers.length, buffers.selected_counts, buffers.sorts, ranked, buffers.ranked_keys);
     greedy_nms(
         queue, ranked, options.iou_threshold,
         WriteDetections{ranked.boxes, buffers.ranked_keys, ranked.n, options.max_detections, classes.num_classes, out});

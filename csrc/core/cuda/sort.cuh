@@ -16,6 +16,13 @@ inline bool counting_pays(int64_t segments, int64_t n) {
     return n <= (1 << 16) && segments <= (1 << 24) && segments * n * n <= launches << 24;
 }
 
+// So many keys of each segment are ranked in less time than a selection among them takes.
+inline int64_t cheap_to_count(int64_t segments) {
+    int64_t n = 32;
+    while (n < 4096 && segments <= (1 << 24) && segments * 4 * n * n <= (1 << 24)) n *= 2;
+    return n;
+}
+
 constexpr int kCountKeys = 16, kCountParts = 16;  // threads (keys, parts): each part counts a share of the others
 
 // How many of key_at(0..n-1) are above the own key of threadIdx.x. All threads of the block call it.

@@ -1,5 +1,7 @@
 """Times yolonas.ops on the CPU beside what people use in its place, and prints every figure beside its goal.
 
+Then runs dfl.py, for the ops of the training, and, where there is a CUDA device, the figures of gpu.py.
+
 python tests/bench/ops.py [--write] [--quick] [--shared ../shared]
 
 A case's contenders first have to agree on the detections, then they are called in turn, round after round. The logits
@@ -9,9 +11,10 @@ are those of shared/bench/gen_raw.py. torchvision is optional: tests/bench/READM
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import itertools
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -333,6 +336,12 @@ def main() -> None:
     report.finish()
     if arguments.write:
         report.write("ops")
+    if not arguments.quick:
+        training = ["dfl.py", *["--write"] * arguments.write]
+        gpu = ["gpu.py", "--steps", "figures", "--shared", str(arguments.shared)]  # run by itself, it writes a report
+        for name, *options in [training, gpu] if torch.cuda.is_available() else [training]:
+            print(flush=True)
+            subprocess.run([sys.executable, str(Path(__file__).with_name(name)), *options], check=True)
 
 
 if __name__ == "__main__":

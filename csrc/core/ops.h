@@ -80,8 +80,8 @@ void dfl_decode(const Map* box_logits, const float* strides, int num_levels, Sca
                 int64_t bins, void* boxes, int threads);
 
 // From the gradient of those boxes [B, A, 4] (float; double for float64 logits), writes that of the logits into
-// logit_gradients, maps of the same sizes and type as box_logits with strides of their own, which do not overlap.
-// A side whose gradient is exactly 0 gets zeros, whatever its logits hold.
+// logit_gradients, maps of the same sizes and type as box_logits with strides of their own, which do not overlap. Where
+// a side's gradient is 0 they stay as they are, and the logits are not read: they start as zeros.
 void dfl_decode_backward(const void* gradient, const Map* box_logits, const float* strides, int num_levels,
                          ScalarType type, int64_t batch, int64_t bins, const Map* logit_gradients, int threads);
 
@@ -91,7 +91,8 @@ void dfl_decode_backward(const void* gradient, const Map* box_logits, const floa
 void dfl_loss(const Rows& logits, ScalarType type, const void* targets, void* loss, int threads);
 
 // From the gradient of that loss [rows], writes that of the logits: gradient * (softmax(x) - (1 - f) e_l - f e_{l+1}).
-// logit_gradients are of the logits' sizes and type and do not overlap. A row whose gradient is exactly 0 gets zeros.
+// logit_gradients are of the logits' sizes and type and do not overlap. Rows whose gradient is 0 stay as they are, and
+// their logits are not read: logit_gradients start as zeros.
 void dfl_loss_backward(const void* gradient, const Rows& logits, ScalarType type, const void* targets,
                        const Rows& logit_gradients, int threads);
 

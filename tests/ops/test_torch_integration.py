@@ -22,7 +22,7 @@ def test_opcheck() -> None:
     boxes = ops.dfl_decode(box_logits, STRIDES)[0]
     scores = class_logits[0].new_ones(len(boxes))
     labels = torch.arange(len(boxes)) % 3
-    rows, targets = torch.randn(30, 17), torch.rand(30) * 16
+    rows, targets = torch.randn(17, 4, 6).permute(2, 1, 0), torch.rand(6, 4) * 16
     assert ops.decode_nms is not None
     cases = [
         (torch.ops.yolonas.decode_nms, (class_logits, box_logits, STRIDES, 0.25, 0.7, 1000, 300, True, False)),

@@ -13,34 +13,35 @@ namespace {
 
 constexpr int64_t kTaskAnchors = 32 * kLanes;  // some 100 us of work, five times what a thread costs
 
-// Up to kLanes anchors of one level, in the order of the images, rows and columns.
+// Some anchors of one level, in the order of the images, rows and columns.
 struct Anchors {
-    int lanes;
-    int64_t offsets[kLanes];   // of the anchor in the map, in elements
-    int64_t cells[2][kLanes];  // column, row
-    int64_t boxes[kLanes];     // index in the boxes [B * A]
+    int level;
+    int64_t first, end;        // of all [B, h, w] of the level
+    int64_t level_begin, all;  // of an image: anchors in the levels before, anchors in all levels
 
-    // From anchor `first` of the map's [B, h, w] on; the level begins at anchor `level_begin` of an image's `all`.
-    Anchors(const Map& map, int64_t batch, int64_t first, int64_t level_begin, int64_t all) {
+    // Calls body(image, row, column, box) for each, box being its index among all [B * A].
+    template <typename Body>
+    void each(const Map& map, const Body& body) const {
         const int64_t size = map.height * map.width;
-        lanes = static_cast<int>(std::min<int64_t>(kLanes, batch * size - first));
         int64_t image = first / size, row = first % size / map.width, column = first % map.width;
-        for (int l = 0; l < lanes; ++l) {
-            cells[0][l] = column;
-            cells[1][l] = row;
-            offsets[l] = image * map.stride_batch + row * map.stride_height + column * map.stride_width;
-            boxes[l] = image * all + level_begin + row * map.width + column;
+        int64_t box = image * all + level_begin + row * map.width + column;
+        for (int64_t i = first; i < end; ++i, ++box) {
+            body(image, row, column, box);
             if (++column == map.width) {
                 column = 0;
-                if (++row == map.height) row = 0, ++image;
+                if (++row == map.height) row = 0, ++image, box += all - size;
             }
         }
     }
 };
 
-// Calls body(level, first, level_begin, all, tile) for every kLanes anchors, with the arguments of `Anchors`.
-template <typename T, typename Body>
-void for_all_anchors(const Map* maps, int num_levels, int64_t batch, int64_t bins, int threads, const Body& body) {
+int64_t offset(const Map& map, int64_t image, int64_t row, int64_t column) {
+    return image * map.stride_batch + row * map.stride_height + column * map.stride_width;
+}
+
+// Calls body(anchors) for up to kTaskAnchors at a time, until it has seen all.
+template <typename Body>
+void for_all_anchors(const Map* maps, int num_levels, int64_t batch, int threads, const Body& body) {
     int64_t all = 0, tasks = 0, level_tasks[kMaxLevels];
     for (int l = 0; l < num_levels; ++l) {
         all += maps[l].height * maps[l].width;
@@ -48,50 +49,53 @@ void for_all_anchors(const Map* maps, int num_levels, int64_t batch, int64_t bin
         tasks += level_tasks[l];
     }
     parallel_for(tasks, threads, [&](int64_t task) {
-        int level = 0;
-        int64_t level_begin = 0;
-        for (; task >= level_tasks[level]; ++level) {
-            task -= level_tasks[level];
-            level_begin += maps[level].height * maps[level].width;
+        Anchors anchors{0, 0, 0, 0, all};
+        for (; task >= level_tasks[anchors.level]; ++anchors.level) {
+            task -= level_tasks[anchors.level];
+            anchors.level_begin += maps[anchors.level].height * maps[anchors.level].width;
         }
-        const int64_t anchors = batch * maps[level].height * maps[level].width;
-        const int64_t end = std::min(anchors, (task + 1) * kTaskAnchors);
-        Tile<Real<T>> tile(bins);
-        for (int64_t first = task * kTaskAnchors; first < end; first += kLanes)
-            body(level, first, level_begin, all, tile);
+        const int64_t count = batch * maps[anchors.level].height * maps[anchors.level].width;
+        anchors.first = task * kTaskAnchors;
+        anchors.end = std::min(count, anchors.first + kTaskAnchors);
+        body(anchors);
     });
 }
 
 template <typename T>
-void decode(const Map& map, const Anchors& anchors, float stride, Tile<Real<T>>& tile, int64_t bins, Real<T>* boxes) {
-    for (int side = 0; side < 4; ++side) {
-        tile.load(static_cast<const T*>(map.data) + side * bins * map.stride_channel, anchors.offsets, anchors.lanes,
-                  map.stride_channel);
-        tile.softmax();
-        for (int l = 0; l < anchors.lanes; ++l)
-            boxes[4 * anchors.boxes[l] + side] =
-                side_to_pixels(side, tile.weighted[l] / tile.total[l], anchors.cells[side & 1][l], stride);
-    }
+void decode(const Map& map, const Anchors& anchors, float stride, int64_t bins, Real<T>* boxes) {
+    Tile<Real<T>> tile(bins);
+    int lanes = 0;
+    int64_t offsets[kLanes], cells[2][kLanes], box_of[kLanes];
+    const auto flush = [&] {
+        for (int side = 0; side < 4; ++side) {
+            tile.load(static_cast<const T*>(map.data) + side * bins * map.stride_channel, offsets, lanes,
+                      map.stride_channel);
+            tile.softmax();
+            for (int l = 0; l < lanes; ++l)
+                boxes[4 * box_of[l] + side] =
+                    side_to_pixels(side, tile.weighted[l] / tile.total[l], cells[side & 1][l], stride);
+        }
+        lanes = 0;
+    };
+    anchors.each(map, [&](int64_t image, int64_t row, int64_t column, int64_t box) {
+        offsets[lanes] = offset(map, image, row, column);
+        cells[0][lanes] = column;
+        cells[1][lanes] = row;
+        box_of[lanes] = box;
+        if (++lanes == kLanes) flush();
+    });
+    if (lanes > 0) flush();
 }
 
 template <typename T>
-void decode_backward(const Real<T>* gradient, const Map& map, const Anchors& from, float stride, Tile<Real<T>>& tile,
-                     int64_t bins, const Map& out, const Anchors& to) {
-    for (int side = 0; side < 4; ++side) {
-        int64_t from_offsets[kLanes], to_offsets[kLanes];
-        Real<T> scale[kLanes], expectation[kLanes];
-        int lanes = 0;
-        for (int l = 0; l < from.lanes; ++l) {  // of background anchors it is 0: their logits need not be read
-            from_offsets[lanes] = from.offsets[l];
-            to_offsets[lanes] = to.offsets[l];
-            scale[lanes] = distance_gradient(side, gradient[4 * from.boxes[l] + side], stride);
-            lanes += scale[lanes] != 0;
-        }
-        T* target = static_cast<T*>(const_cast<void*>(out.data)) + side * bins * out.stride_channel;
-        if (lanes < from.lanes) store_zeros(target, to.offsets, from.lanes, out.stride_channel, bins);
-        if (lanes == 0) continue;
-        tile.load(static_cast<const T*>(map.data) + side * bins * map.stride_channel, from_offsets, lanes,
-                  map.stride_channel);
+void decode_backward(const Real<T>* gradient, const Map& map, const Anchors& anchors, float stride, int64_t bins,
+                     const Map& out) {
+    Tile<Real<T>> tile(bins);
+    int lanes = 0;
+    int64_t from[kLanes], to[kLanes];
+    Real<T> scale[kLanes], expectation[kLanes];
+    const auto flush = [&] {
+        tile.load(static_cast<const T*>(map.data), from, lanes, map.stride_channel);
         tile.softmax();
         for (int l = 0; l < lanes; ++l) {
             expectation[l] = tile.weighted[l] / tile.total[l];
@@ -99,8 +103,28 @@ void decode_backward(const Real<T>* gradient, const Map& map, const Anchors& fro
         }
         tile.transform(
             [&](Real<T> e, int64_t bin, int l) { return expectation_gradient(e, scale[l], bin, expectation[l]); });
-        tile.store(target, to_offsets, lanes, out.stride_channel);
+        tile.store(static_cast<T*>(const_cast<void*>(out.data)), to, lanes, out.stride_channel);
+        lanes = 0;
+    };
+    // Background anchors have a gradient of 0: their logits need not be read.
+    const auto add = [&](int side, int64_t image, int64_t row, int64_t column, int64_t box) {
+        if (gradient[4 * box + side] == 0) return;
+        scale[lanes] = distance_gradient(side, gradient[4 * box + side], stride);
+        from[lanes] = offset(map, image, row, column) + side * bins * map.stride_channel;
+        to[lanes] = offset(out, image, row, column) + side * bins * out.stride_channel;
+        if (++lanes == kLanes) flush();
+    };
+    if (map.stride_channel < map.stride_width) {  // an anchor's channels lie together
+        anchors.each(map, [&](int64_t image, int64_t row, int64_t column, int64_t box) {
+            for (int side = 0; side < 4; ++side) add(side, image, row, column, box);
+        });
+    } else {
+        for (int side = 0; side < 4; ++side)
+            anchors.each(map, [&](int64_t image, int64_t row, int64_t column, int64_t box) {
+                add(side, image, row, column, box);
+            });
     }
+    if (lanes > 0) flush();
 }
 
 }  // namespace
@@ -109,12 +133,9 @@ void dfl_decode(const Map* box_logits, const float* strides, int num_levels, Sca
                 int64_t bins, void* boxes, int threads) {
     with_type(type, [&](auto zero) {
         using T = decltype(zero);
-        for_all_anchors<T>(box_logits, num_levels, batch, bins, threads,
-                           [&](int level, int64_t first, int64_t level_begin, int64_t all, Tile<Real<T>>& tile) {
-                               const Anchors anchors(box_logits[level], batch, first, level_begin, all);
-                               decode<T>(box_logits[level], anchors, strides[level], tile, bins,
-                                         static_cast<Real<T>*>(boxes));
-                           });
+        for_all_anchors(box_logits, num_levels, batch, threads, [&](const Anchors& anchors) {
+            decode<T>(box_logits[anchors.level], anchors, strides[anchors.level], bins, static_cast<Real<T>*>(boxes));
+        });
     });
 }
 
@@ -122,13 +143,10 @@ void dfl_decode_backward(const void* gradient, const Map* box_logits, const floa
                          ScalarType type, int64_t batch, int64_t bins, const Map* logit_gradients, int threads) {
     with_type(type, [&](auto zero) {
         using T = decltype(zero);
-        for_all_anchors<T>(box_logits, num_levels, batch, bins, threads,
-                           [&](int level, int64_t first, int64_t level_begin, int64_t all, Tile<Real<T>>& tile) {
-                               const Map &from = box_logits[level], &to = logit_gradients[level];
-                               decode_backward<T>(static_cast<const Real<T>*>(gradient), from,
-                                                  Anchors(from, batch, first, level_begin, all), strides[level], tile,
-                                                  bins, to, Anchors(to, batch, first, level_begin, all));
-                           });
+        for_all_anchors(box_logits, num_levels, batch, threads, [&](const Anchors& anchors) {
+            decode_backward<T>(static_cast<const Real<T>*>(gradient), box_logits[anchors.level], anchors,
+                               strides[anchors.level], bins, logit_gradients[anchors.level]);
+        });
     });
 }
 

@@ -44,18 +44,15 @@ void loss_of_rows(const Rows& logits, const Real<T>* targets, int64_t first, int
 template <typename T>
 void backward_of_rows(const Real<T>* gradient, const Rows& logits, const Real<T>* targets, int64_t first, int lanes,
                       Tile<Real<T>>& tile, const Rows& out) {
-    int64_t from_offsets[kLanes], to_offsets[kLanes], all_offsets[kLanes], rows[kLanes];
+    int64_t from_offsets[kLanes], to_offsets[kLanes], rows[kLanes];
     Real<T> scale[kLanes];
     int active = 0;
     for (int l = 0; l < lanes; ++l) {  // a gradient of 0, as of a weight of 0: those logits need not be read
         rows[active] = first + l;
-        all_offsets[l] = (first + l) * out.stride_row;
         from_offsets[active] = (first + l) * logits.stride_row;
-        to_offsets[active] = all_offsets[l];
+        to_offsets[active] = (first + l) * out.stride_row;
         active += gradient[first + l] != 0;
     }
-    T* data = static_cast<T*>(const_cast<void*>(out.data));
-    if (active < lanes) store_zeros(data, all_offsets, lanes, out.stride_bin, out.bins);
     if (active == 0) return;
     tile.load(static_cast<const T*>(logits.data), from_offsets, active, logits.stride_bin);
     tile.softmax();
@@ -66,7 +63,7 @@ void backward_of_rows(const Real<T>* gradient, const Rows& logits, const Real<T>
         tile.value(target.lower, l) -= target.near * gradient[rows[l]];
         tile.value(target.lower + 1, l) -= target.far * gradient[rows[l]];
     }
-    tile.store(data, to_offsets, active, out.stride_bin);
+    tile.store(static_cast<T*>(const_cast<void*>(out.data)), to_offsets, active, out.stride_bin);
 }
 
 }  // namespace

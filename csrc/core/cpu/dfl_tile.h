@@ -1,7 +1,6 @@
 // Softmax of many distributions at once, one in each lane of loops that vectorise.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -74,16 +73,5 @@ class Tile {
     int64_t bins_;
     std::vector<R> values_;
 };
-
-// Zeroes what Tile::store writes.
-template <typename T>
-void store_zeros(T* data, const int64_t* offsets, int lanes, int64_t step, int64_t bins) {
-    if (contiguous(offsets, lanes)) {
-        for (int64_t b = 0; b < bins; ++b) std::fill_n(data + offsets[0] + b * step, lanes, T{});
-    } else {
-        for (int l = 0; l < lanes; ++l)
-            for (int64_t b = 0; b < bins; ++b) data[offsets[l] + b * step] = T{};
-    }
-}
 
 }  // namespace yolonas::cpu

@@ -81,13 +81,12 @@ __global__ void __launch_bounds__(kThreads)
     const Map &map = all.maps[side.level], &target_map = out.maps[side.level];
     const T* logits = static_cast<const T*>(map.data) + side.offset(map, bins);
     T* target = static_cast<T*>(const_cast<void*>(target_map.data)) + side.offset(target_map, bins);
-    const Real<T> by_distance = distance_gradient(side.side, gradient[side.box(all.anchors)], all.strides[side.level]);
-    if (by_distance == Real<T>(0)) {  // as of background anchors: their logits need not be read
-        for (int64_t b = 0; b < bins; ++b) target[b * target_map.stride_channel] = T{};
-        return;
-    }
+    const Real<T> by_pixels = gradient[side.box(all.anchors)];
+    if (by_pixels == Real<T>(0)) return;  // as of background anchors: their logits need not be read
     const auto softmax = dfl_softmax(logits, map.stride_channel, bins);
-    const Real<T> expectation = softmax.weighted / softmax.total, scale = by_distance / softmax.total;
+    const Real<T> expectation = softmax.weighted / softmax.total,
+                  by_distance = distance_gradient(side.side, by_pixels, all.strides[side.level]),
+                  scale = by_distance / softmax.total;
     for (int64_t b = 0; b < bins; ++b) {
         const Real<T> e = exp_nonpositive(to_real(logits[b * map.stride_channel]) - softmax.largest);
         target[b * target_map.stride_channel] = from_real<T>(expectation_gradient(e, scale, b, expectation));

@@ -29,10 +29,7 @@ __global__ void __launch_bounds__(kThreads)
     if (row >= logits.rows) return;
     const T* x = static_cast<const T*>(logits.data) + row * logits.stride_row;
     T* result = static_cast<T*>(const_cast<void*>(out.data)) + row * out.stride_row;
-    if (gradient[row] == Real<T>(0)) {  // as of a weight of 0: those logits need not be read
-        for (int64_t b = 0; b < logits.bins; ++b) result[b * out.stride_bin] = T{};
-        return;
-    }
+    if (gradient[row] == Real<T>(0)) return;  // as of a weight of 0: those logits need not be read
     const auto softmax = dfl_softmax(x, logits.stride_bin, logits.bins);
     const auto target = dfl_target(targets[row], logits.bins);
     const Real<T> scale = gradient[row] / softmax.total;

@@ -117,15 +117,9 @@ def dfl_loss(
     """
     if reduction not in ("none", "mean", "sum"):
         raise ValueError(f'reduction must be "none", "mean" or "sum", not {reduction!r}')
-    if _tensor(logits, "logits").dim() < 1 or logits.shape[:-1] != _tensor(targets, "targets").shape:
-        raise ValueError(
-            f"logits must be [..., bins] and targets [...], not of shapes {list(logits.shape)} and "
-            f"{list(targets.shape)}"
-        )
-    if targets.requires_grad and torch.is_grad_enabled():
+    if _tensor(targets, "targets").requires_grad and torch.is_grad_enabled():
         raise ValueError("no gradient flows to targets: pass targets.detach()")
-    rows = logits.flatten(0, -2) if logits.dim() > 1 else logits.unsqueeze(0)
-    loss: Tensor = torch.ops.yolonas.dfl_loss(rows, targets.flatten()).reshape(targets.shape)
+    loss: Tensor = torch.ops.yolonas.dfl_loss(_tensor(logits, "logits"), targets)
     if weights is not None:
         missing = targets.dim() - _tensor(weights, "weights").dim()
         if missing < 0 or any(w not in (1, n) for w, n in zip(weights.shape, targets.shape[missing:], strict=True)):

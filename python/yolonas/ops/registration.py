@@ -89,39 +89,42 @@ def _dfl_decode_output(box_logits: Sequence[Tensor], strides: Sequence[float]) -
 
 
 def _dfl_decode_gradients(gradient: Tensor, box_logits: Sequence[Tensor], strides: Sequence[float]) -> list[Tensor]:
-    """Checks the arguments; -> uninitialised gradients of the maps."""
+    """Checks the arguments; -> zeros for the gradients of the maps."""
     _, boxes = _dfl_decode_output(box_logits, strides)
     if gradient.shape != boxes.shape or gradient.dtype != boxes.dtype or gradient.device != boxes.device:
         raise ValueError(
             f"the gradient of the boxes must be {boxes.dtype} of shape {list(boxes.shape)} on {boxes.device}, not "
             f"{gradient.dtype} of shape {list(gradient.shape)} on {gradient.device}"
         )
-    return [torch.empty_like(m) for m in box_logits]
+    return [torch.zeros_like(m) for m in box_logits]
 
 
 def _dfl_loss_output(logits: Tensor, targets: Tensor) -> Tensor:
     """Checks the arguments; -> uninitialised loss."""
     _check_maps([logits], _DFL_TYPES)
-    if logits.dim() != 2 or logits.shape[1] < 2:
-        raise ValueError(f"logits must be [N, bins] with 2 bins or more, not of shape {list(logits.shape)}")
-    if targets.shape != logits.shape[:1]:
-        raise ValueError(f"targets must be [N] with N = {logits.shape[0]} rows, not of shape {list(targets.shape)}")
+    if logits.dim() < 1 or logits.shape[-1] < 2:
+        raise ValueError(f"logits must be [..., bins] with 2 bins or more, not of shape {list(logits.shape)}")
+    if targets.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"logits must be [..., bins] and targets [...], not of shapes {list(logits.shape)} and "
+            f"{list(targets.shape)}"
+        )
     if not targets.dtype.is_floating_point:
         raise TypeError(f"targets must be of a floating type, not {targets.dtype}")
     if targets.device != logits.device:
         raise ValueError(f"logits and targets must be on one device, not on {logits.device} and {targets.device}")
-    return logits.new_empty(logits.shape[:1], dtype=_computed(logits))
+    return logits.new_empty(logits.shape[:-1], dtype=_computed(logits))
 
 
 def _dfl_loss_gradient(gradient: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
-    """Checks the arguments; -> uninitialised gradient of the logits."""
+    """Checks the arguments; -> zeros for the gradient of the logits."""
     loss = _dfl_loss_output(logits, targets)
     if gradient.shape != loss.shape or gradient.dtype != loss.dtype or gradient.device != loss.device:
         raise ValueError(
             f"the gradient of the loss must be {loss.dtype} of shape {list(loss.shape)} on {loss.device}, not "
             f"{gradient.dtype} of shape {list(gradient.shape)} on {gradient.device}"
         )
-    return torch.empty_like(logits)
+    return torch.zeros_like(logits, memory_format=torch.contiguous_format)
 
 
 def _computed(logits: Tensor) -> torch.dtype:
@@ -216,18 +219,19 @@ def _dfl_decode_backward(gradient: Tensor, box_logits: Sequence[Tensor], strides
 
 def _dfl_loss(logits: Tensor, targets: Tensor) -> Tensor:
     loss = _dfl_loss_output(logits, targets)
-    targets = targets.to(loss.dtype).contiguous()
+    rows, targets = logits.reshape(-1, logits.shape[-1]), targets.to(loss.dtype).contiguous()
     run, where = _kernel("dfl_loss", loss.device)
-    run(_rows(logits), _DFL_TYPES[logits.dtype], _address(targets), loss.data_ptr(), *where)
+    run(_rows(rows), _DFL_TYPES[logits.dtype], _address(targets), loss.data_ptr(), *where)
     return loss
 
 
 def _dfl_loss_backward(gradient: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
     result = _dfl_loss_gradient(gradient, logits, targets)
     gradient, targets = gradient.contiguous(), targets.to(gradient.dtype).contiguous()
+    rows, out = logits.reshape(-1, logits.shape[-1]), result.view(-1, logits.shape[-1])
     run, where = _kernel("dfl_loss_backward", result.device)
     dtype = _DFL_TYPES[logits.dtype]
-    run(_address(gradient), _rows(logits), dtype, _address(targets), _rows(result), *where)
+    run(_address(gradient), _rows(rows), dtype, _address(targets), _rows(out), *where)
     return result
 
 
@@ -273,6 +277,7 @@ def _check_device(device: torch.device) -> None:
 
 
 def _rows(tensor: Tensor) -> list[int]:
+    """Of a tensor of two dimensions."""
     return [_address(tensor), *tensor.shape, *tensor.stride()]
 
 

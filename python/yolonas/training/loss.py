@@ -73,18 +73,9 @@ class DetectionLoss(nn.Module):
             scores = assignment.scores.sum(-1)  # [B, A], 0 for background
             normaliser = scores.sum().clamp(min=1.0)
 
-            # Few points learn a box: P, which holds them all, is known without asking the device how many there are.
-            most = ATSS_TOP_K * len(self.strides) if self.assigner == "atss" else TASK_ALIGNED_TOP_K
-            count = min(most * targets.boxes.shape[1], scores.shape[1])
-            weight, points = scores.topk(count)  # [B, P]
-            box_logits = _rows(output.box_logits, points).unflatten(-1, (4, self.reg_max + 1))  # [B, P, 4, bins]
-            stride = grid.strides[points]
-            cells = grid.points[points] / stride
-            target_boxes = assignment.boxes.take_along_dim(points.unsqueeze(-1), 1) / stride
             parts = (
                 self._classification_loss(class_logits, assignment),
-                self._iou_loss(box_logits, cells, target_boxes, weight),
-                self._dfl_loss(box_logits, cells, target_boxes, weight),
+                *self.box_losses(output.box_logits, scores, assignment.boxes, grid, targets.boxes.shape[1]),
             )
             cls, iou, dfl = (w * part / normaliser for w, part in zip(self.weights, parts, strict=True))
         return Losses(cls + iou + dfl, cls.detach(), iou.detach(), dfl.detach())
@@ -120,16 +111,30 @@ class DetectionLoss(nn.Module):
             weight = torch.where(one_hot, target, 0.75 * probabilities.square())
         return (weight * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum()
 
-    def _iou_loss(self, box_logits: Tensor, cells: Tensor, target_boxes: Tensor, weight: Tensor) -> Tensor:
+    def box_losses(
+        self, maps: Sequence[Tensor], scores: Tensor, target_boxes: Tensor, grid: Grid, targets: int
+    ) -> tuple[Tensor, Tensor]:
+        """Sums of (1 - GIoU) and of DFL, weighted by scores [B, A], against target boxes [B, A, 4] canvas px.
+
+        Few points have a score, and at most a known number for each of `targets` boxes of an image. So the P best hold
+        them all, and nobody asks the device how many there are.
+        """
+        most = ATSS_TOP_K * len(self.strides) if self.assigner == "atss" else TASK_ALIGNED_TOP_K
+        weight, points = scores.topk(min(most * targets, scores.shape[1]))  # [B, P]
+        box_logits = _rows(maps, points).unflatten(-1, (4, self.reg_max + 1))  # [B, P, 4, bins]
+        stride = grid.strides[points]
+        cells = grid.points[points] / stride
+        target_boxes = target_boxes.take_along_dim(points.unsqueeze(-1), 1) / stride
+
         bins = torch.arange(self.reg_max + 1, dtype=torch.float32, device=box_logits.device)
         distances = box_logits.softmax(-1) @ bins  # [B, P, 4], in cells
         boxes = torch.cat([cells - distances[..., :2], cells + distances[..., 2:]], dim=-1)
-        return ((1 - _giou(boxes, target_boxes)) * weight).sum()
-
-    def _dfl_loss(self, box_logits: Tensor, cells: Tensor, target_boxes: Tensor, weight: Tensor) -> Tensor:
-        sides = torch.cat([cells - target_boxes[..., :2], target_boxes[..., 2:] - cells], dim=-1)
-        sides = sides.clamp(0, self.reg_max - 0.01)
-        return ops.dfl_loss(box_logits, sides, weight.unsqueeze(-1), reduction="sum") / 4  # the mean of the sides
+        target_sides = torch.cat([cells - target_boxes[..., :2], target_boxes[..., 2:] - cells], dim=-1)
+        target_sides = target_sides.clamp(0, self.reg_max - 0.01)
+        return (
+            ((1 - _giou(boxes, target_boxes)) * weight).sum(),
+            ops.dfl_loss(box_logits, target_sides, weight.unsqueeze(-1), reduction="sum") / 4,  # the mean of the sides
+        )
 
 
 class Grid(NamedTuple):

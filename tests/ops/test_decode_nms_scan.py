@@ -85,12 +85,14 @@ def test_stage_times_add_up_to_the_call() -> None:
     settings = (2, 80, 17, 0.25, 0.7, 1000, 300, True, False)
     outputs = registration._decode_nms_outputs(class_logits, box_logits, [8.0], 0.25, 0.7, 1000, 300)[2]
     maps = [[registration._map(m) for m in group] for group in (class_logits, box_logits)]
-    begun = time.perf_counter()
-    times = _core.decode_nms_cpu_stages(
-        *maps, [8.0], 0, _core.DecodeNmsOptions(*settings), [tensor.data_ptr() for tensor in outputs]
-    )
-    whole = time.perf_counter() - begun
-    assert all(seconds > 0 for seconds in times)
-    assert 0.5 * whole < sum(times) <= whole
+    arguments = (*maps, [8.0], 0, _core.DecodeNmsOptions(*settings), [tensor.data_ptr() for tensor in outputs])
+    shares = []
+    for _ in range(20):  # a process that has to wait outside of the stages loses a turn
+        begun = time.perf_counter()
+        times = _core.decode_nms_cpu_stages(*arguments)
+        shares.append(sum(times) / (time.perf_counter() - begun))
+        assert all(seconds > 0 for seconds in times)
+    assert max(shares) <= 1
+    assert max(shares) > 0.5
     expected = ops.decode_nms(class_logits, box_logits, (8,), score_threshold=0.25, iou_threshold=0.7)
     assert torch.equal(outputs[0], expected.boxes)

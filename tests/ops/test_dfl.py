@@ -53,9 +53,9 @@ def test_gradients_equal_autograd(maps: tuple[Maps, Maps], channels_last: bool, 
         for gradient, leaf in zip(gradients[0], leaves, strict=True):
             assert gradient is not None
             assert (gradient.dtype, gradient.stride()) == (leaf.dtype, leaf.stride())
-    rtol = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[maps[1][0].dtype]
+    rtol = {torch.float32: 5e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[maps[1][0].dtype]
     for a, b in zip(*gradients, strict=True):
-        torch.testing.assert_close(a, b, rtol=rtol, atol=10 * rtol)  # gradients reach 50
+        torch.testing.assert_close(a, b, rtol=rtol, atol=10 * rtol)  # gradients reach 200
 
 
 @pytest.mark.parametrize("bins", [1, 16, 17])

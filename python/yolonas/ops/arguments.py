@@ -54,19 +54,21 @@ Shape = Sequence[int]
 
 def box_shapes(shapes: Sequence[Shape]) -> tuple[int, int]:
     """Shapes [B, 4 * bins, h, w] of every level -> (B, bins), or ValueError."""
+    first = shapes[0]
     for level, shape in enumerate(shapes):
         if len(shape) != 4:
             raise ValueError(f"box_logits[{level}] must be [B, 4 * bins, h, w], not of shape {list(shape)}")
-        if shape[1] < 4 or shape[1] % 4:
+        batch, channels, _, _ = shape
+        if channels < 4 or channels % 4:
             raise ValueError(
-                f"box_logits[{level}] must have 4 * bins channels, not {shape[1]} (of shape {list(shape)})"
+                f"box_logits[{level}] must have 4 * bins channels, not {channels} (of shape {list(shape)})"
             )
-        if (shape[0], shape[1]) != (shapes[0][0], shapes[0][1]):
+        if batch != first[0] or channels != first[1]:
             raise ValueError(
-                f"box_logits[{level}] has shape {list(shape)}, but box_logits[0] has {list(shapes[0])}: "
+                f"box_logits[{level}] has shape {list(shape)}, but box_logits[0] has {list(first)}: "
                 "all levels must agree in batch and channels"
             )
-    return shapes[0][0], shapes[0][1] // 4
+    return first[0], first[1] // 4
 
 
 def class_shapes(shapes: Sequence[Shape], box_logits: Sequence[Shape]) -> int:
@@ -75,23 +77,26 @@ def class_shapes(shapes: Sequence[Shape], box_logits: Sequence[Shape]) -> int:
         raise ValueError(
             f"class_logits and box_logits must have the same levels, not {len(shapes)} and {len(box_logits)}"
         )
+    classes, anchors = 0, 0
     for level, (shape, box) in enumerate(zip(shapes, box_logits, strict=True)):
         if len(shape) != 4:
             raise ValueError(f"class_logits[{level}] must be [B, num_classes, h, w], not of shape {list(shape)}")
-        if shape[1] < 1 or shape[1] != shapes[0][1]:
+        (batch, channels, height, width), (box_batch, _, box_height, box_width) = shape, box
+        classes = classes if level else channels
+        if channels < 1 or channels != classes:
             raise ValueError(
                 f"class_logits[{level}] has shape {list(shape)}, but class_logits[0] has {list(shapes[0])}: "
                 "all levels must have the same number of classes, at least 1"
             )
-        if (shape[0], shape[2], shape[3]) != (box[0], box[2], box[3]):
+        if batch != box_batch or height != box_height or width != box_width:
             raise ValueError(
                 f"class_logits[{level}] of shape {list(shape)} and box_logits[{level}] of shape {list(box)} "
                 "must agree in batch, height and width"
             )
-    anchors = sum(shape[2] * shape[3] for shape in shapes)
-    if anchors * shapes[0][1] >= 2**32:
-        raise ValueError(f"{anchors} anchors of {shapes[0][1]} classes exceed the limit of 2**32 candidates an image")
-    return shapes[0][1]
+        anchors += height * width
+    if anchors * classes >= 2**32:
+        raise ValueError(f"{anchors} anchors of {classes} classes exceed the limit of 2**32 candidates an image")
+    return classes
 
 
 def nms_shapes(boxes: Shape, scores: Shape, labels: Shape | None = None) -> None:

@@ -65,18 +65,10 @@ def _decode_nms_outputs(
     arguments.threshold(iou_threshold, "iou_threshold")
     arguments.positive(pre_nms_top_k, "pre_nms_top_k")
     k = arguments.positive(max_detections, "max_detections")
-    like = class_logits[0]
-    return (
-        classes,
-        bins,
-        (
-            like.new_empty((batch, k, 4), dtype=torch.float32),
-            like.new_empty((batch, k), dtype=torch.float32),
-            like.new_empty((batch, k), dtype=torch.int64),
-            like.new_empty((batch, k), dtype=torch.int64),
-            like.new_empty((batch,), dtype=torch.int64),
-        ),
-    )
+    boxes = class_logits[0].new_empty((batch, k, 4), dtype=torch.float32)
+    labels = boxes.new_empty((batch, k), dtype=torch.int64)
+    outputs = boxes, boxes.new_empty((batch, k)), labels, torch.empty_like(labels), labels.new_empty((batch,))
+    return classes, bins, outputs
 
 
 def _dfl_decode_output(box_logits: Sequence[Tensor], strides: Sequence[float]) -> tuple[int, Tensor]:

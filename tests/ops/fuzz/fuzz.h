@@ -200,5 +200,6 @@ using Target = void (*)(Random&);
 void batched_nms(Random& random);
 void decode_nms(Random& random);
 void dfl_decode(Random& random);
+void dfl_loss(Random& random);
 
 }  // namespace fuzz

@@ -15,7 +15,7 @@ namespace {
 
 uint64_t digest_state = 0xcbf29ce484222325ull;
 
-constexpr fuzz::Target kTargets[] = {fuzz::batched_nms, fuzz::decode_nms, fuzz::dfl_decode};
+constexpr fuzz::Target kTargets[] = {fuzz::batched_nms, fuzz::decode_nms, fuzz::dfl_decode, fuzz::dfl_loss};
 
 }  // namespace
 

@@ -3,8 +3,8 @@
 // the place of its rank; the greedy pass is two kernels, the last of which writes the output. Nothing is read back by
 // the host and nothing must be zero before. The order within a list varies from run to run; the keys are unique, so
 // ranks do not.
+#include "../geometry.h"
 #include "../ops.h"
-#include "decode.cuh"
 #include "greedy.cuh"
 #include "launch.cuh"
 #include "sort.cuh"
@@ -30,6 +30,12 @@ struct ClassLevels {  // by value into the kernels
     ClassLevel level[kMaxLevels];
     int count;
     uint32_t num_classes, blocks;  // blocks: for each image, over all levels
+};
+
+struct BoxLevels {  // by value into the kernels
+    Map maps[kMaxLevels];
+    float strides[kMaxLevels];
+    int count;
 };
 
 struct Candidates {
@@ -297,7 +303,7 @@ struct RankedKeys {
     float* scores;      // [B, ranks]
 };
 
-// decode_anchor for the candidate of threadIdx.x, with threads (kCountKeys, kCountParts): all of them load, so that
+// The box of the candidate of threadIdx.x, for a block of threads (kCountKeys, kCountParts): all of them load, so that
 // every logit of a candidate is on its way at once. `anchor` is negative where there is no candidate.
 template <typename T>
 __device__ Box<float> decode_candidate(const BoxLevels& levels, int64_t bins, int64_t image, int64_t anchor) {

@@ -64,18 +64,6 @@ YOLONAS_HD Half from_real<Half>(float value) {
     return {static_cast<uint16_t>((magnitude < 0x47800000u ? finite : special) | (bits >> 16 & 0x8000u))};
 }
 
-// As exp_nonpositive of float32; 0 below -708. The polynomial of degree 13 leaves 5e-18.
-YOLONAS_HD double exp_nonpositive(double x) {
-    const double clamped = x < -708.0 ? -708.0 : x;
-    const double shifted = clamped * 1.4426950408889634074 + 6755399441055744.0;  // 1.5 * 2^52
-    const double n = shifted - 6755399441055744.0;
-    const double r = (clamped - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
-    double p = 1.0;
-    for (int k = 13; k >= 1; --k) p = p * r / k + 1.0;
-    const uint64_t exponent = (bit_cast<uint64_t>(shifted) << 52) + 0x3ff0000000000000ull;
-    return x < -708.0 ? 0.0 : p * bit_cast<double>(exponent);
-}
-
 // log(x) for finite x >= 1, within 2 ulp: x = 2^n * m with m in [sqrt(1/2), sqrt(2)) and log(m) = 2 atanh(s), whose
 // series is cut at s^11 (relative 2e-9, |s| < 0.172), for float64 at s^23 (6e-19). NaN stays NaN.
 YOLONAS_HD float log_of_sum(float x) {

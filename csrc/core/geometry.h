@@ -87,12 +87,9 @@ YOLONAS_HD float exp_nonpositive(float x) {
     return x < -87.0f ? 0.0f : result;
 }
 
-// sigmoid(x), correctly rounded to float32 but for about one argument in 2^28: evaluated in double, where the
-// polynomial of degree 13 on [-ln2/2, ln2/2] leaves 5e-18. Only survivors of the selection pay for it.
-YOLONAS_HD float sigmoid(float logit) {
-    const double x = -static_cast<double>(logit);
-    if (x > 104.0) return 0.0f;  // below the smallest subnormal float
-    if (x < -40.0) return 1.0f;
+// exp(x) in float64 where that is a normal number, by the same reduction and a polynomial of degree 13, which leaves
+// 5e-18.
+YOLONAS_HD double exp_normal(double x) {
     const double shifted = x * 1.4426950408889634074 + 6755399441055744.0;  // 1.5 * 2^52
     const double n = shifted - 6755399441055744.0;
     const double r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
@@ -111,7 +108,22 @@ YOLONAS_HD float sigmoid(float logit) {
     p = p * r + 1.0;
     p = p * r + 1.0;
     const uint64_t exponent = (bit_cast<uint64_t>(shifted) << 52) + 0x3ff0000000000000ull;
-    return static_cast<float>(1.0 / (1.0 + p * bit_cast<double>(exponent)));
+    return p * bit_cast<double>(exponent);
+}
+
+// As exp_nonpositive of float32; 0 below -708.
+YOLONAS_HD double exp_nonpositive(double x) {
+    const double result = exp_normal(x < -708.0 ? -708.0 : x);
+    return x < -708.0 ? 0.0 : result;
+}
+
+// sigmoid(x), correctly rounded to float32 but for about one argument in 2^28: evaluated in float64. Only survivors of
+// the selection pay for it.
+YOLONAS_HD float sigmoid(float logit) {
+    const double x = -static_cast<double>(logit);
+    if (x > 104.0) return 0.0f;  // below the smallest subnormal float
+    if (x < -40.0) return 1.0f;
+    return static_cast<float>(1.0 / (1.0 + exp_normal(x)));
 }
 
 // The smallest logit whose score exceeds the threshold: `logit >= cutoff` is `sigmoid(logit) > threshold`, without a

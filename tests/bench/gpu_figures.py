@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from measuring import Report, Run, Times
+from measuring import Report, Run, Times, us
 from ops import Boxes, Generator, clustered, nms_contenders, scattered, torch_door
 from pipelines import NO_TORCHVISION, STRIDES, Maps, agreement, detected, each_map, reference_pipeline
 from yolonas import ops
@@ -25,15 +25,6 @@ else:
     import torchvision
 
     TORCHVISION = f"torchvision {torchvision.__version__}"
-
-
-def us(times: Times | None, ours: Times | None = None) -> str:
-    """Microseconds: "median [least]", or with `ours` "median (how many times ours)"."""
-    if times is None:
-        return "-"
-    median = times.median * 1e6
-    text = f"{median:.0f}" if median >= 100 else f"{median:.3g}"
-    return f"{text} ({times.median / ours.median:.3g}x)" if ours else f"{text} [{times.least * 1e6:.3g}]"
 
 
 def seconds_of(device: str, run: Run) -> float:

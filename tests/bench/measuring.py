@@ -67,11 +67,20 @@ def peak_memory(run: Run) -> tuple[Any, float, float]:
 
 def ms(times: Times | None, ours: Times | None = None) -> str:
     """Milliseconds: "median [least]", or with `ours` "median (how many times ours)"."""
+    return _figure(times, ours, 1e3)
+
+
+def us(times: Times | None, ours: Times | None = None) -> str:
+    """The same in microseconds."""
+    return _figure(times, ours, 1e6)
+
+
+def _figure(times: Times | None, ours: Times | None, per_second: float) -> str:
     if times is None:
         return "-"
-    median = times.median * 1e3
+    median = times.median * per_second
     text = f"{median:.0f}" if median >= 100 else f"{median:.3g}"
-    return f"{text} ({times.median / ours.median:.3g}x)" if ours else f"{text} [{times.least * 1e3:.3g}]"
+    return f"{text} ({times.median / ours.median:.3g}x)" if ours else f"{text} [{times.least * per_second:.3g}]"
 
 
 def processor() -> str:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from yolonas.data.augment import Augmentation
 
 Freeze = Literal["none", "backbone", "backbone+neck"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class Recipe:
     workers: int = 0  # processes that make samples; 0: in the training process
     cache_bytes: int = 1 << 30  # for images scaled to the canvas; each worker has its own share
     time_budget_s: float | None = None  # evaluation included; `epochs` stays an upper bound
+    precision: Precision = "auto"  # of the network's forward and backward pass; auto: 16 bit where the device is fast
+    compile: bool = False  # the network through torch.compile
+    patience: int = 0  # the run ends after so many evaluations without a better one; 0: never
+    average_best: int = 1  # `best` is the mean of so many best evaluated weights, where that is better still
+    select_by: Literal["ap", "ap50"] = "ap"  # what "best" means
+    distillation: float = 0.0  # weight of the loss against a teacher's output, where there is a teacher
 
     def __post_init__(self) -> None:
         for name in ("batch", "epochs", "evaluate_every"):

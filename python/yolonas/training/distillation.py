@@ -1,0 +1,140 @@
+"""Distillation: a student learns the class scores and the box distributions of a teacher, where the labels agree."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from yolonas import ops
+from yolonas.data.targets import Targets
+from yolonas.errors import DataError
+from yolonas.evaluation import label_map
+from yolonas.model import Preprocessing, RawOutput, YoloNAS
+from yolonas.training.assigner import _pairwise_iou
+from yolonas.training.loss import _flatten, _rows
+
+POINTS = 1024  # anchor points of an image that are compared: the teacher's best
+AGREEMENT_IOU = 0.5  # between the teacher's box and a label of the same class
+TEMPERATURE = 2.0  # of the box distributions
+BOX_WEIGHT = 0.5  # as that of the loss' own distribution part
+
+
+class Distiller:
+    """The loss of a student against a teacher YOLO-NAS, of any variant, on the same canvases.
+
+    Classes meet by name, whatever their case. The teacher's word on a class at an anchor point counts as much as its
+    score there, and only where its box overlaps a label of that class: where labels and teacher differ, the labels win,
+    so classes that the teacher does not know, objects that it missed, and boxes that were deleted or renamed are
+    learned from the labels alone. Class part: Kullback-Leibler divergence of each class' probability. Box part: that of
+    the distributions of the four sides (Localization Distillation, arXiv 2102.12252).
+
+    The teacher is copied, in its fused form, to `device`, and runs there in mixed precision where `amp` gives a type.
+    Raises ValueError where the two models' boxes have other bins or strides, DataError where they share no class.
+    """
+
+    def __init__(
+        self, teacher: YoloNAS, student: YoloNAS, device: torch.device, amp: torch.dtype | None = None
+    ) -> None:
+        for what in ("reg_max", "strides"):
+            if (theirs := getattr(teacher, what)) != (ours := getattr(student, what)):
+                raise ValueError(f"a teacher with {what} {theirs} cannot teach a student with {what} {ours}")
+        try:
+            rows = torch.from_numpy(label_map(student.class_names, teacher.class_names)).to(device)
+        except DataError as error:
+            known = ", ".join(teacher.class_names[:20])
+            raise DataError(f"the teacher knows none of the classes to learn: it knows {known}") from error
+        self.strides, self.reg_max, self.amp = teacher.strides, teacher.reg_max, amp
+        self.rows, self.known = rows.clamp(min=0), rows >= 0  # [C] of the student's classes
+        self.input = _InputChange.between(student.preprocessing, teacher.preprocessing, device)
+        network: nn.Module = teacher.fused().requires_grad_(False)
+        self.teacher = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def __call__(self, output: RawOutput, images: Tensor, targets: Targets) -> Tensor:
+        """The loss, a float32 scalar, of the student's `output` on `images` [B, 3, H, W] made as for the student.
+
+        Never synchronises with the device.
+        """
+        kind = images.device.type
+        with torch.no_grad(), torch.autocast(kind, dtype=self.amp, enabled=self.amp is not None):
+            taught: RawOutput = self.teacher(self.input(images))
+        with torch.autocast(kind, enabled=False):
+            lesson = self.lesson(taught, targets)
+            normaliser = lesson.weights.sum().clamp(min=1.0)
+            logits = _flatten(output.class_logits).take_along_dim(lesson.points.unsqueeze(-1), 1)
+            sides = _rows(output.box_logits, lesson.points).unflatten(-1, (4, self.reg_max + 1))
+            classes = (lesson.weights * _binary_divergence(lesson.logits, logits)).sum()
+            boxes = (lesson.weights.amax(-1) * _divergence(lesson.sides, sides, TEMPERATURE).mean(-1)).sum()
+            return (classes + BOX_WEIGHT * boxes) / normaliser
+
+    @torch.no_grad()
+    def lesson(self, taught: RawOutput, targets: Targets) -> Lesson:
+        """What of the teacher's maps the labels agree with, at its best points."""
+        logits = _flatten(taught.class_logits)[..., self.rows]  # [B, A, C]
+        scores = logits.sigmoid() * self.known
+        points = scores.amax(-1).topk(min(POINTS, scores.shape[1])).indices  # [B, P]
+        at = points.unsqueeze(-1)
+        boxes = ops.dfl_decode(list(taught.box_logits), self.strides).take_along_dim(at, 1)
+        near = (_pairwise_iou(targets.boxes, boxes) >= AGREEMENT_IOU) & targets.mask.unsqueeze(-1)  # [B, G, P]
+        labels = F.one_hot(targets.labels, len(self.rows)).float()
+        agreed = near.float().transpose(1, 2) @ labels > 0  # [B, P, C]
+        return Lesson(
+            points,
+            logits.take_along_dim(at, 1),
+            _rows(taught.box_logits, points).unflatten(-1, (4, self.reg_max + 1)),
+            scores.take_along_dim(at, 1) * agreed,
+        )
+
+
+class Lesson(NamedTuple):
+    """What the teacher says at P anchor points of each image.
+
+    points [B, P]; logits [B, P, C] under the student's classes; sides [B, P, 4, bins], logits; weights [B, P, C], 0
+    where it is not to be heard.
+    """
+
+    points: Tensor
+    logits: Tensor
+    sides: Tensor
+    weights: Tensor
+
+
+class _InputChange(NamedTuple):
+    """From one model's input to another's: channels in `order` (None: as they are), times `scale`, plus `shift`."""
+
+    order: list[int] | None
+    scale: Tensor | None
+    shift: Tensor
+
+    @classmethod
+    def between(cls, source: Preprocessing, target: Preprocessing, device: torch.device) -> _InputChange:
+        order = None if source.channels == target.channels else [2, 1, 0]
+        if order is None and (source.mean, source.std) == (target.mean, target.std):
+            return cls(None, None, torch.zeros((), device=device))
+        mean, std, new_mean, new_std = (
+            torch.tensor(values or (default,) * 3, dtype=torch.float64)
+            for values, default in ((source.mean, 0.0), (source.std, 1.0), (target.mean, 0.0), (target.std, 1.0))
+        )
+        if order is not None:
+            mean, std = mean[order], std[order]
+        scale, shift = ((v.float().view(3, 1, 1).to(device)) for v in (std / new_std, (mean - new_mean) / new_std))
+        return cls(order, scale, shift)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.order is not None:
+            images = images[:, self.order]
+        return images if self.scale is None else images * self.scale + self.shift
+
+
+def _binary_divergence(taught: Tensor, logits: Tensor) -> Tensor:
+    """KL divergence between the two-valued distributions of logits, element by element."""
+    yes, no = F.logsigmoid(taught), F.logsigmoid(-taught)
+    return taught.sigmoid() * (yes - F.logsigmoid(logits)) + (-taught).sigmoid() * (no - F.logsigmoid(-logits))
+
+
+def _divergence(taught: Tensor, logits: Tensor, temperature: float) -> Tensor:
+    """KL divergence between the distributions of logits [..., bins], softened; its gradient keeps its size."""
+    wanted, found = (F.log_softmax(x / temperature, -1) for x in (taught, logits))
+    return temperature**2 * F.kl_div(found, wanted, reduction="none", log_target=True).sum(-1)

@@ -58,7 +58,7 @@ def test_rate_warms_up_and_follows_the_cosine() -> None:
     plan = Schedule(recipe, steps_per_epoch=20)
     rates = []
     for plan.step in range(200):
-        rates.append(plan.learning_rate())
+        rates.append(plan.learning_rate(plan.progress()))
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0], rel=1e-2)
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert rates[100] == pytest.approx(0.55)
@@ -68,7 +68,7 @@ def test_rate_warms_up_and_follows_the_cosine() -> None:
 def test_warm_up_takes_a_tenth_of_a_short_run_at_most() -> None:
     plan = Schedule(Recipe(epochs=1, lr=1.0, warmup_steps=1000), steps_per_epoch=20)
     plan.step = 2
-    assert plan.learning_rate() > 0.95
+    assert plan.learning_rate(plan.progress()) > 0.95
 
 
 def test_time_budget_drives_the_rate_and_keeps_room_for_the_last_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:

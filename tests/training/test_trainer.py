@@ -17,14 +17,19 @@ from yolonas import checkpoint
 from yolonas.checkpoint import Checkpoint
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.errors import CheckpointError, DataError, YolonasError
+from yolonas.evaluation import evaluate
+from yolonas.inference.detector import Detector
 from yolonas.model import YoloNAS
+from yolonas.training import trainer
 from yolonas.training.loss import DetectionLoss
 from yolonas.training.recipe import Recipe
 from yolonas.training.report import EpochReport
 from yolonas.training.schedule import Schedule
+from yolonas.training.snapshots import Snapshots
 from yolonas.training.trainer import RESUME_FILE, TrainResult, train
 
 NAMES = ("red", "blue")
+MEAN = Snapshots.mean
 RECIPE = Recipe(image_size=64, batch=4, epochs=4, lr=2e-3, warmup_steps=2, plain_share=0.5, seed=1)
 
 
@@ -286,3 +291,71 @@ def test_a_slow_report_does_not_leave_the_last_weights_unevaluated(
     result = train(*data, recipe=recipe, out_dir=tmp_path, variant="n", device="cpu")
     assert result.metrics is not None
     assert result.last.is_file()
+
+
+def test_patience_ends_a_run_that_gets_no_better(
+    data: tuple[LabelledImages, LabelledImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.2, 0.4, 0.3, 0.4, 0.1])
+    real = trainer.coco_ap
+    monkeypatch.setattr(trainer, "coco_ap", lambda *args: replace(real(*args), ap=next(accuracies)))
+    recipe = replace(RECIPE, epochs=9, patience=2)
+    result = train(*data, recipe=recipe, out_dir=tmp_path, variant="n", device="cpu")
+    assert result.epochs == 4
+    assert checkpoint.load(result.best).record["epoch"] == 2
+    resumed = train(*data, recipe=recipe, out_dir=tmp_path, variant="n", device="cpu", resume=True)
+    assert resumed.epochs == 4  # it was over
+
+
+def test_the_mean_of_the_best_weights_is_kept_where_it_is_better(
+    data: tuple[LabelledImages, LabelledImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, saved = trainer.coco_ap, {}
+    for mean_ap in (0.8, 0.3):
+        accuracies = iter([0.2, 0.5, 0.1, 0.4, mean_ap])
+        monkeypatch.setattr(trainer, "coco_ap", lambda *args, values=accuracies: replace(real(*args), ap=next(values)))
+        out = tmp_path / str(mean_ap)
+        monkeypatch.setattr(
+            Snapshots, "mean", lambda self, out=out: saved.setdefault(out, (self.epochs(), MEAN(self)))[1]
+        )
+        result = train(*data, recipe=replace(RECIPE, average_best=2), out_dir=out, variant="n", device="cpu")
+        epochs, mean = saved[out]
+        assert epochs == [2, 4]
+        assert not (out / "snapshots").exists()
+        assert result.metrics is not None
+        record = checkpoint.load(result.best).record
+        if mean_ap == 0.8:
+            assert result.metrics.ap == 0.8
+            assert record["averaged_epochs"] == [2, 4]
+            kept = weights(result.best)
+            assert all(
+                torch.equal(kept[k], v) for k, v in mean.items() if "running" not in k and "num_batches" not in k
+            )
+        else:
+            assert result.metrics.ap == 0.5
+            assert "averaged_epochs" not in record
+
+
+def test_what_is_measured_is_what_the_file_gives(
+    whole: TrainResult, data: tuple[LabelledImages, LabelledImages]
+) -> None:
+    assert whole.metrics is not None
+    again = evaluate(Detector(whole.best, device="cpu"), data[1])
+    assert again.ap == whole.metrics.ap
+    assert again.threshold == whole.metrics.threshold
+
+
+def test_sixteen_bit_precision_trains_and_is_written_down(
+    data: tuple[LabelledImages, LabelledImages], tmp_path: Path
+) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        recipe = replace(RECIPE, epochs=1, precision=precision)
+        reports: list[EpochReport] = []
+        result = train(*data, recipe=recipe, out_dir=tmp_path, variant="n", device="cpu", on_epoch=reports.append)
+        assert checkpoint.load(result.last).record["precision"] == precision
+        losses[precision] = reports[0].loss
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
+    with pytest.raises(YolonasError, match="float16 needs a GPU"):
+        train(*data, recipe=replace(RECIPE, precision="float16"), out_dir=tmp_path, variant="n", device="cpu")

@@ -104,12 +104,18 @@ class TrainingSet(Dataset[Labelled]):
 class DrawSampler(Sampler[list[Draw]]):
     """Batches of draws of one epoch: every image as often as every other, in random order, in full batches.
 
-    Small sets repeat within an epoch until it has `min_samples`. Set `epoch` and `mosaic` before iterating.
+    Small sets repeat within an epoch until it has `min_samples`. Of `ranks` processes each gets its share of every
+    batch. Set `epoch` and `mosaic` before iterating.
     """
 
-    def __init__(self, images: int, batch: int, *, seed: int = 0, min_samples: int = 0) -> None:
+    def __init__(
+        self, images: int, batch: int, *, seed: int = 0, min_samples: int = 0, rank: int = 0, ranks: int = 1
+    ) -> None:
         if images < 1 or batch < 1:
             raise ValueError(f"need at least one image and a batch of at least one, not {images} and {batch}")
+        if batch % ranks:
+            raise ValueError(f"a batch of {batch} cannot be shared evenly by {ranks} processes: choose a multiple")
+        self.rank, self.ranks = rank, ranks
         self.images = images
         self.batch = batch
         self.seed = seed
@@ -126,7 +132,7 @@ class DrawSampler(Sampler[list[Draw]]):
         rounds = [rng.permutation(self.images) for _ in range(-(-total // self.images))]
         order = np.concatenate(rounds)[:total].tolist()
         for start in range(0, total, self.batch):
-            positions = range(start, start + self.batch)
+            positions = range(start + self.rank, start + self.batch, self.ranks)
             yield [Draw(order[position], self.epoch, position, self.mosaic) for position in positions]
 
 

@@ -13,6 +13,7 @@ from yolonas.data.targets import Targets
 from yolonas.errors import DataError
 from yolonas.evaluation import label_map
 from yolonas.model import Preprocessing, RawOutput, YoloNAS
+from yolonas.training import distributed
 from yolonas.training.assigner import _pairwise_iou
 from yolonas.training.loss import _flatten, _rows
 
@@ -62,7 +63,7 @@ class Distiller:
             taught: RawOutput = self.teacher(self.input(images))
         with torch.autocast(kind, enabled=False):
             lesson = self.lesson(taught, targets)
-            normaliser = lesson.weights.sum().clamp(min=1.0)
+            normaliser = distributed.total(lesson.weights.sum()).clamp(min=1.0) / distributed.size()
             logits = _flatten(output.class_logits).take_along_dim(lesson.points.unsqueeze(-1), 1)
             sides = _rows(output.box_logits, lesson.points).unflatten(-1, (4, self.reg_max + 1))
             classes = (lesson.weights * _binary_divergence(lesson.logits, logits)).sum()

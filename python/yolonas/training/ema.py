@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +34,10 @@ class ModelEMA:
 
 
 @torch.no_grad()
-def calibrate(
-    model: nn.Module, batches: Iterable[Tensor], *, frozen: Collection[str] = (), forward: Callable[[Tensor], Any]
-) -> None:
+def calibrate(model: nn.Module, batches: Iterable[Tensor], *, frozen: Collection[str] = ()) -> None:
     """Replace the batch norm statistics of a model by those of `batches`, in place, but not in children named `frozen`.
+
+    Float32 whatever the training's precision is, as the fused network will compute.
 
     Averages over the last steps belong to other weights than the averaged ones, and to mosaics. After 180 steps on 30
     images of BCCD (n, 320 px) measuring them afresh took AP50 from 0.36 to 0.53. Source: "Rethinking 'Batch' in
@@ -52,7 +51,7 @@ def calibrate(
         norm.momentum = None  # the plain mean over the batches
         norm.train()
     for batch in batches:
-        forward(batch)
+        model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

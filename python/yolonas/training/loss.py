@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from yolonas import ops
 from yolonas.data.targets import Targets
 from yolonas.model import RawOutput
+from yolonas.training import distributed
 from yolonas.training.assigner import Assignment, atss, task_aligned
 
 MAX_PAIRS = 1 << 25  # of box and point that are compared at once; each takes some 40 bytes
@@ -71,7 +72,8 @@ class DetectionLoss(nn.Module):
             boxes = ops.dfl_decode([level.detach() for level in output.box_logits], self.strides)  # [B, A, 4] canvas px
             assignment = self.assign(class_logits.detach().sigmoid(), boxes, grid, targets)
             scores = assignment.scores.sum(-1)  # [B, A], 0 for background
-            normaliser = scores.sum().clamp(min=1.0)
+            # over all ranks, whose gradients are averaged: together they give the loss of the whole batch
+            normaliser = distributed.total(scores.sum()).clamp(min=1.0) / distributed.size()
 
             parts = (
                 self._classification_loss(class_logits, assignment),

@@ -38,9 +38,9 @@ class Schedule:
         progress = max(self.progress(), 1e-6)
         return max(0.0, self.seconds() * (1 - progress) / progress)
 
-    def learning_rate(self) -> float:
+    def learning_rate(self, progress: float) -> float:
         """Linear warm-up of `warmup_steps`, at most a tenth of the run, then a cosine to `final_lr_ratio`."""
-        recipe, progress = self.recipe, min(self.progress(), 1.0)
+        recipe, progress = self.recipe, min(progress, 1.0)
         warm = max((self.step + 1) / max(recipe.warmup_steps, 1), progress / WARMUP_SHARE)
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
         return recipe.lr * min(warm, 1.0) * (recipe.final_lr_ratio + (1 - recipe.final_lr_ratio) * cosine)

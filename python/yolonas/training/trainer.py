@@ -22,15 +22,20 @@ from yolonas.checkpoint import Checkpoint
 from yolonas.data.dataset import Batch, Draw, DrawSampler, TrainingSet, collate, start_worker
 from yolonas.data.labelled import LabelledImages
 from yolonas.errors import CheckpointError, DataError, YolonasError
-from yolonas.evaluation import Metrics, evaluate, label_map
+from yolonas.evaluation import Metrics, coco_ap, label_map, predict_dataset
+from yolonas.inference.detections import Detections
 from yolonas.inference.detector import Detector
 from yolonas.inference.device import resolve_device
 from yolonas.model import YoloNAS
+from yolonas.training import distributed
+from yolonas.training.distillation import Distiller
 from yolonas.training.ema import ModelEMA, calibrate
 from yolonas.training.loss import DetectionLoss
+from yolonas.training.network import Network
 from yolonas.training.recipe import Recipe
 from yolonas.training.report import EpochReport, write_csv, write_png
 from yolonas.training.schedule import Schedule
+from yolonas.training.snapshots import Snapshots
 from yolonas.training.start import first_model, parameter_groups
 
 RESUME_FILE = "resume.pt"
@@ -59,6 +64,7 @@ def train(
     recipe: Recipe,
     out_dir: Path,
     start: Checkpoint | None = None,
+    teacher: Checkpoint | None = None,
     variant: str = "s",
     resume: bool = False,
     device: str | torch.device = "auto",
@@ -71,8 +77,12 @@ def train(
 
     Writes into `out_dir`: best.safetensors (highest AP on `val`) and last.safetensors, both averaged weights with
     classes, preprocessing, record and the operating threshold measured on `val`; results.csv, results.png and
-    resume.pt. Without validation images the last weights are the best. Classes that `start` knows by name, or through
-    `class_sources` (new name -> known name), keep their predictor rows.
+    resume.pt. Without validation images the last weights are the best. What is measured is the fused form, as a
+    Detector makes it of the files. Classes that `start` knows by name, or through `class_sources` (new name -> known
+    name), keep their predictor rows. With a `teacher` the loss also asks for its output, see `Distiller`.
+
+    Started by torchrun, every process calls this with the same arguments and trains on its share of each batch;
+    the first writes the files.
 
     `resume` goes on after the last whole epoch in `out_dir`, to the same weights as a run that was never stopped, and
     begins anew where there is none. All randomness is a function of the recipe's seed, the epoch and the sample, so no
@@ -82,21 +92,28 @@ def train(
     Raises DataError where there is nothing to learn from or `val` has other classes, CheckpointError for a start or a
     resume file that does not fit, YolonasError when the loss is not finite or the device's memory is full.
     """
-    run = _Run(train, val, recipe, Path(out_dir), resolve_device(device), start, variant, class_sources or {})
-    run.on_epoch, run.on_step, run.should_stop = on_epoch, on_step, should_stop
-    if resume:
-        run.restore()
-    else:
-        (run.out_dir / RESUME_FILE).unlink(missing_ok=True)  # of an older run, which a later resume must not take up
-    return run.result(stopped=run.loop())
+    with distributed.processes():
+        run = _Run(
+            train, val, recipe, Path(out_dir), resolve_device(device), start, teacher, variant, class_sources or {}
+        )
+        run.on_epoch, run.on_step, run.should_stop = on_epoch, on_step, should_stop
+        if resume:
+            run.restore()
+        elif run.writes:  # an older run's, which a later resume must not take up
+            (run.out_dir / RESUME_FILE).unlink(missing_ok=True)
+            run.snapshots.clear()
+        stopped = run.loop()
+        if not stopped:
+            run.average_best()
+        return run.result(stopped=stopped)
 
 
 class _Run:
     """The state of one run."""
 
-    on_epoch: Callable[[EpochReport], None] | None
-    on_step: Callable[[int, int, int], None] | None
-    should_stop: Callable[[], bool] | None
+    on_epoch: Callable[[EpochReport], None] | None = None
+    on_step: Callable[[int, int, int], None] | None = None
+    should_stop: Callable[[], bool] | None = None
 
     def __init__(
         self,
@@ -106,6 +123,7 @@ class _Run:
         out_dir: Path,
         device: torch.device,
         start: Checkpoint | None,
+        teacher: Checkpoint | None,
         variant: str,
         class_sources: Mapping[str, str],
     ) -> None:
@@ -117,20 +135,24 @@ class _Run:
         self.out_dir, self.best, self.last = out_dir, out_dir / "best.safetensors", out_dir / "last.safetensors"
         self.license = start.license if start else None
         self.origin = f"random weights of {variant}" if start is None else "a checkpoint"
+        self.writes = distributed.rank() == 0
         self.model: YoloNAS = first_model(start, variant, train.names, recipe, class_sources)
         self.first_weights = weights_checksum(self.model)
         self.model = self.model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.frozen = [part for part in recipe.freeze.split("+") if part != "none"]
         for name in self.frozen:
             getattr(self.model, name).requires_grad_(False)
-
-        self.amp: torch.dtype | None = None
-        if device.type == "cuda":
-            self.amp = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        self.scaler = torch.amp.GradScaler(device.type, enabled=self.amp == torch.float16)
+        self.ema = ModelEMA(self.model, recipe.ema_decay)
+        self.network = Network(self.model, device, recipe.precision, compiled=recipe.compile)
+        self.distiller: Distiller | None = None
+        self.teacher_weights: int | None = None
+        if teacher is not None and recipe.distillation:
+            self.distiller = Distiller(teacher.model, self.model, device, self.network.dtype)
+            self.teacher_weights = weights_checksum(teacher.model)
+            self.license = self.license or teacher.license
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.network.dtype == torch.float16)
         groups = parameter_groups(self.model, recipe.weight_decay)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
-        self.ema = ModelEMA(self.model, recipe.ema_decay)
         self.loss = DetectionLoss(len(train.names), reg_max=self.model.reg_max, strides=self.model.strides)
 
         augmented = TrainingSet(
@@ -140,7 +162,14 @@ class _Run:
             seed=recipe.seed,
             cache_bytes=recipe.cache_bytes // max(recipe.workers, 1),
         )
-        self.sampler = DrawSampler(len(train), recipe.batch, seed=recipe.seed, min_samples=recipe.min_samples)
+        self.sampler = DrawSampler(
+            len(train),
+            recipe.batch,
+            seed=recipe.seed,
+            min_samples=recipe.min_samples,
+            rank=distributed.rank(),
+            ranks=distributed.size(),
+        )
         self.loader: DataLoader[Any] = DataLoader(
             augmented,
             batch_sampler=self.sampler,
@@ -151,15 +180,17 @@ class _Run:
             pin_memory=device.type == "cuda",
         )
         self.schedule = Schedule(recipe, len(self.sampler))
+        self.snapshots = Snapshots(self.out_dir / "snapshots", recipe.average_best)
         self.epoch = 0
         self.train_seconds = 0.0
         self.history: list[EpochReport] = []
-        self.best_ap = -1.0
+        self.best_value = -1.0
         self.metrics: Metrics | None = None  # of the best checkpoint
 
     def loop(self) -> bool:
         """Train to the end of the plan; returns whether `should_stop` ended it before."""
-        self.out_dir.mkdir(parents=True, exist_ok=True)
+        if self.writes:
+            self.out_dir.mkdir(parents=True, exist_ok=True)
         plotted = -math.inf
         over = self.finished()
         while not over:
@@ -172,18 +203,33 @@ class _Run:
             metrics = self.evaluate_and_save() if due else None
             report = self.report(losses, metrics)
             self.history.append(report)
-            write_csv(self.out_dir / "results.csv", self.history)
-            if over or time.monotonic() - plotted > PNG_EVERY_S:
-                write_png(self.out_dir / "results.png", self.history)
-                plotted = time.monotonic()
-            self.save_resume()
-            if self.on_epoch is not None:
-                self.on_epoch(report)
+            if self.writes:
+                write_csv(self.out_dir / "results.csv", self.history)
+                if over or time.monotonic() - plotted > PNG_EVERY_S:
+                    write_png(self.out_dir / "results.png", self.history)
+                    plotted = time.monotonic()
+                self.save_resume()
+                if self.on_epoch is not None:
+                    self.on_epoch(report)
             over = over or (due and self.finished())  # never on weights that were not evaluated
         return False
 
     def finished(self) -> bool:
-        return self.epoch >= self.recipe.epochs or self.schedule.progress() >= 1
+        if self.recipe.patience and self.evaluations_since_best() >= self.recipe.patience:
+            return True
+        return self.epoch >= self.recipe.epochs or self.progress() >= 1
+
+    def progress(self) -> float:
+        return distributed.agree(self.schedule.progress())[0]
+
+    def evaluations_since_best(self) -> int:
+        values = list(self.values().values())
+        return len(values) - 1 - values.index(max(values)) if values else 0
+
+    def values(self) -> dict[int, float]:
+        """The accuracy that the best is chosen by, of each evaluated epoch."""
+        found = ((report.epoch, getattr(report, self.recipe.select_by)) for report in self.history)
+        return {epoch: value for epoch, value in found if value is not None}
 
     def run_epoch(self) -> Tensor | None:
         """One pass over the draws; the mean losses [4], or None where `should_stop` cut it."""
@@ -191,21 +237,24 @@ class _Run:
         for name in self.frozen:
             getattr(self.model, name).eval()  # its batch norm statistics stay as they are too
         self.sampler.epoch = self.epoch
-        self.sampler.mosaic = self.schedule.progress() < 1 - self.recipe.plain_share
+        self.sampler.mosaic = self.progress() < 1 - self.recipe.plain_share
         total, steps = torch.zeros(4, device=self.device), 0
         begun = time.monotonic()
         for batch in self.batches():
-            if self.should_stop is not None and self.should_stop():
+            asked = self.should_stop is not None and self.should_stop()
+            stopped, progress = distributed.agree(asked, self.schedule.progress())
+            if stopped:
                 return None
-            total += self.train_step(batch)
+            if steps and self.recipe.time_budget_s is not None and progress >= 1:
+                break
+            total += self.train_step(batch, progress)
             steps += 1
-            if self.on_step is not None:
+            if self.on_step is not None and self.writes:
                 self.on_step(self.epoch + 1, steps, len(self.sampler))
             # Reading the loss waits for the GPU, so there it is read now and then only.
             if self.device.type == "cpu" or steps % 20 == 0:
                 self.check_finite(total)
-            if self.recipe.time_budget_s is not None and self.schedule.progress() >= 1:
-                break
+        total = distributed.total(total) / distributed.size()
         self.check_finite(total)
         self.train_seconds += time.monotonic() - begun
         return total / steps
@@ -217,13 +266,18 @@ class _Run:
             reason = str(error).strip().splitlines()[-1].partition("DataError: ")
             raise DataError(reason[2] or reason[0]) from error
 
-    def train_step(self, batch: Batch) -> Tensor:
+    def train_step(self, batch: Batch, progress: float) -> Tensor:
         """Forward, backward and update on one batch; returns its losses [4], detached."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate()
+            group["lr"] = self.schedule.learning_rate(progress)
         try:
-            losses = self.loss(self.forward(self.model, batch.images), batch.targets.to(self.device))
-            self.scaler.scale(losses.total).backward()
+            images, targets = self.network.prepare(batch.images), batch.targets.to(self.device)
+            output = self.network(images)
+            losses = self.loss(output, targets)
+            total = losses.total
+            if self.distiller is not None:
+                total = total + self.recipe.distillation * self.distiller(output, images, targets)
+            self.scaler.scale(total).backward()
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
             self.scaler.step(self.optimizer)
@@ -236,17 +290,7 @@ class _Run:
             ) from error
         self.ema.update()
         self.schedule.step += 1
-        return torch.stack([losses.total.detach(), losses.classification, losses.iou, losses.dfl])
-
-    def forward(self, model: nn.Module, canvases: Tensor) -> Any:
-        """Raw maps of canvases uint8 [B, 3, H, W], scaled as the model's preprocessing says, in mixed precision."""
-        images = canvases.to(self.device, non_blocking=True).float().div_(255)
-        preprocessing = self.model.preprocessing
-        for numbers, apply in ((preprocessing.mean, images.sub_), (preprocessing.std, images.div_)):
-            if numbers is not None:
-                apply(torch.tensor(numbers, device=self.device).view(3, 1, 1))
-        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            return model(images)
+        return torch.stack([total.detach(), losses.classification, losses.iou, losses.dfl])
 
     def check_finite(self, losses: Tensor) -> None:
         if not bool(losses.isfinite().all()):
@@ -258,34 +302,60 @@ class _Run:
     def evaluate_and_save(self) -> Metrics | None:
         """Measure the averaged weights and write them as `last`, and as `best` where they are."""
         begun = time.monotonic()
-        calibrate(
-            self.ema.model,
-            self.calibration_batches,
-            frozen=self.frozen,
-            forward=lambda canvases: self.forward(self.ema.model, canvases),
-        )
-        metrics = evaluate(Detector(self.ema.model, device=self.device), self.val) if self.val.images else None
+        metrics = self.measure(self.ema.model)
         self.schedule.closing_seconds = time.monotonic() - begun + 1.0
-        self.save(self.last, metrics)
-        if metrics is None or metrics.ap > self.best_ap:
-            self.save(self.best, metrics)
-            self.metrics = metrics
-            self.best_ap = metrics.ap if metrics else -1.0
+        self.save(self.last, self.ema.model, metrics)
+        if metrics is not None and self.recipe.average_best > 1 and self.writes:
+            values = {**self.values(), self.epoch: getattr(metrics, self.recipe.select_by)}
+            self.snapshots.add(self.epoch, values, self.ema.model.state_dict())
+        self.keep_if_best(self.ema.model, metrics)
         return metrics
 
+    def measure(self, model: YoloNAS) -> Metrics | None:
+        """Give the model its batch norm statistics, and measure its fused form on the validation images."""
+        calibrate(model, (self.network.prepare(canvases) for canvases in self.calibration_canvases), frozen=self.frozen)
+        if not self.val.images:
+            return None
+        own = LabelledImages(self.val.names, distributed.share(self.val.images))
+        found = predict_dataset(Detector(model, device=self.device), own) if own.images else []
+        self.detections: list[Detections] = distributed.gather(found)
+        return coco_ap(self.val, self.detections)
+
+    def keep_if_best(self, model: YoloNAS, metrics: Metrics | None, **record: Any) -> None:
+        value = getattr(metrics, self.recipe.select_by) if metrics else -1.0
+        if metrics is None or value > self.best_value:
+            self.save(self.best, model, metrics, **record)
+            self.metrics, self.best_value = metrics, value
+
+    def average_best(self) -> None:
+        """Try the mean of the best evaluated weights, and keep it where it is better than each of them."""
+        epochs = self.snapshots.epochs() if self.writes else []
+        if distributed.agree(len(epochs))[0] > 1:
+            if self.writes:
+                self.ema.model.load_state_dict(self.snapshots.mean())
+            distributed.spread(self.ema.model)
+            self.keep_if_best(self.ema.model, self.measure(self.ema.model), averaged_epochs=epochs)
+            if self.writes:
+                self.save_resume()
+        if self.writes:
+            self.snapshots.clear()
+
     @cached_property
-    def calibration_batches(self) -> list[Tensor]:
-        """Plain canvases of some training images, spread over the set."""
+    def calibration_canvases(self) -> list[Tensor]:
+        """Plain canvases uint8 of some training images, spread over the set, in batches."""
         plain = TrainingSet(self.train, self.model.preprocessing, augmentation=None)
         count = min(len(self.train), CALIBRATION_IMAGES)
         views = [plain[Draw(k * len(self.train) // count, 0, 0, False)] for k in range(count)]
         return [collate(views[k : k + self.recipe.batch]).images for k in range(0, count, self.recipe.batch)]
 
-    def save(self, path: Path, metrics: Metrics | None) -> None:
+    def save(self, path: Path, model: YoloNAS, metrics: Metrics | None, **more: Any) -> None:
+        if not self.writes:
+            return
         evaluated = [report for report in self.history if report.ap is not None]
         record = {
             "recipe": self.recipe.to_dict(),
             "start": self.origin,
+            "taught": self.teacher_weights is not None,
             "train_images": len(self.train),
             "train_objects": self.train.objects,
             "val_images": len(self.val),
@@ -295,10 +365,13 @@ class _Run:
             "metrics": metrics.to_dict() if metrics else None,
             "history": [{"epoch": r.epoch, "loss": r.loss, "ap": r.ap, "ap50": r.ap50} for r in evaluated],
             "device": str(self.device),
+            "precision": str(self.network.dtype or torch.float32).removeprefix("torch."),
+            "processes": distributed.size(),
             "torch": str(torch.__version__),
+            **more,
         }
         conf = metrics.threshold if metrics else Checkpoint.conf
-        checkpoint.save(Checkpoint(self.ema.model, conf=conf, license=self.license, record=record), path)
+        checkpoint.save(Checkpoint(model, conf=conf, license=self.license, record=record), path)
 
     def report(self, losses: Tensor, metrics: Metrics | None) -> EpochReport:
         total, classification, iou, dfl = losses.tolist()
@@ -334,7 +407,7 @@ class _Run:
             "seconds": self.schedule.seconds(),
             "closing_seconds": self.schedule.closing_seconds,
             "train_seconds": self.train_seconds,
-            "best_ap": self.best_ap,
+            "best_value": self.best_value,
             "metrics": self.metrics.to_dict() if self.metrics else None,
             "history": [asdict(report) for report in self.history],
             "recipe": self.recipe.to_dict(),
@@ -367,19 +440,19 @@ class _Run:
         self.schedule.seconds_before = state["seconds"]
         self.schedule.closing_seconds = state["closing_seconds"]
         self.train_seconds = state["train_seconds"]
-        self.best_ap = state["best_ap"]
+        self.best_value = state["best_value"]
         self.metrics = Metrics(**state["metrics"]) if state["metrics"] else None
         self.history = [EpochReport(**report) for report in state["history"]]
 
     def fingerprint(self) -> list[Any]:
         """What must be the same for a run to go on."""
         parts = [[len(data), data.objects, list(data.names)] for data in (self.train, self.val)]
-        return [self.model.variant, self.first_weights, *parts]
+        return [self.model.variant, self.first_weights, self.teacher_weights, *parts]
 
     def result(self, *, stopped: bool) -> TrainResult:
         if self.epoch < self.recipe.evaluate_every and stopped:  # nothing saved yet: leave the weights as they are
-            self.save(self.last, None)
-            self.save(self.best, None)
+            self.save(self.last, self.ema.model, None)
+            self.save(self.best, self.ema.model, None)
         seconds = self.schedule.seconds()
         return TrainResult(
             self.best, self.last, self.metrics, self.epoch, seconds, self.images_per_second(), stopped=stopped

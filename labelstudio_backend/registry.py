@@ -352,7 +352,7 @@ def choose_weights(wanted: str) -> tuple[str, str]:
         return str(Path(wanted).resolve()), f"the checkpoint {wanted}"
     name = PUBLISHED if wanted == "auto" else wanted
     try:
-        return name, f"the published weights {name} ({weights.resolve(name)})"
+        return name, f"the weights {name} ({weights.resolve(name)})"
     except YolonasError as error:
         if wanted != "auto":
             raise

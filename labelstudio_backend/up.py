@@ -44,16 +44,32 @@ SERVE_SECONDS = 180.0  # importing torch on a slow disk takes a while
 @click.option("--port", type=int, help=f"Port of Label Studio.  [default: {PORT}, or a free one]")
 @click.option("--backend-port", type=int, help=f"Port of the backend.  [default: {BACKEND_PORT}, or a free one]")
 @click.option("--weights", default="auto", show_default=True, help="What to start from, as for `serve`.")
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="A folder of your own images, which become the project.  [default: drawn samples, some of them labelled]",
+)
+@click.option("--labels", help="Names of what to label in --images: a,b,c.  [default: the classes of --weights]")
 @click.option("--no-browser", is_flag=True, help="Do not open a browser window.")
-def up(folder: Path | None, port: int | None, backend_port: int | None, weights: str, no_browser: bool) -> None:
-    """Run Label Studio, the backend and a sample project on this machine, until Ctrl-C.
+def up(
+    folder: Path | None,
+    port: int | None,
+    backend_port: int | None,
+    weights: str,
+    images: Path | None,
+    labels: str | None,
+    no_browser: bool,
+) -> None:
+    """Run Label Studio, the backend and a project on this machine, until Ctrl-C.
 
     The first start installs Label Studio in an environment of its own (1 GB, a few minutes). The next one finds its
     projects, labels and versions again.
     """
     with _until_told(), ExitStack() as stack:
         try:
-            _Up(folder or default_state_dir() / "up", stack).run(port, backend_port, weights, not no_browser)
+            up = _Up(folder or default_state_dir() / ("up-images" if images else "up"), stack)
+            up.choose(images, weights, [name.strip() for name in (labels or "").split(",") if name.strip()])
+            up.run(port, backend_port, weights, not no_browser)
         except KeyboardInterrupt:
             click.echo("\nStopping Label Studio and the backend ...")
     click.echo("All stopped.")
@@ -101,6 +117,21 @@ class _Up:
         self.state |= values
         with atomic_file(self.state_path) as stream:
             stream.write(json.dumps(self.state).encode())
+
+    def choose(self, images: Path | None, weights: str, labels: Sequence[str]) -> None:
+        """What the project is of: `images` to be labelled with `labels`, or the samples; it stays what it was."""
+        if "project" in self.state:
+            if images and str(images.absolute()) != self.state.get("images"):
+                kept = self.state.get("images", "the sample images")
+                raise YolonasError(f"{self.folder} has a project of {kept}: give another --dir for {images}")
+            return
+        if images is None:
+            if labels:
+                raise YolonasError("--labels are for your own images: give --images too")
+            return
+        if not image_files(images):
+            raise YolonasError(f"the folder {images} holds no image: give --images another")
+        self._remember(images=str(images.absolute()), labels=list(labels) or class_names_of(weights))
 
     def run(self, port: int | None, backend_port: int | None, weights: str, browser: bool) -> None:
         """Start everything and wait for Ctrl-C."""
@@ -193,13 +224,16 @@ class _Up:
         """Make the sample project, or what is missing of one that an earlier start was stopped in."""
         from yolonas.data.samples import generate
 
+        if "images" in self.state:
+            self._fill_with_images(client, known)
+            return
         click.echo(f"Drawing {SAMPLE_IMAGES} sample images and making a project of them")
         data = generate(self.folder / "images", SAMPLE_IMAGES)
         if self.state.get("project") not in known:
             made = client.create_project(sample_project.TITLE, sample_project.label_config(data.names))
             self._remember(project=int(made["id"]), filled=False)
         project = int(self.state["project"])
-        tasks = sample_project.upload(client, project, data)
+        tasks = sample_project.upload(client, project, [image.path for image in data.images])
         labelled = {int(task["id"]) for task in client.iter_tasks(project, only_annotated=True, fields="task_only")}
         # The last ones are labelled, so that the person begins with what is left at the top of the list.
         for task, image in list(zip(tasks, data.images, strict=True))[-LABELLED_IMAGES:]:
@@ -207,10 +241,22 @@ class _Up:
                 sample_project.annotate(client, task, image, data.names)
         self._remember(filled=True)
 
+    def _fill_with_images(self, client: LabelStudio, known: Set[int]) -> None:
+        folder, labels = Path(self.state["images"]), self.state["labels"]
+        if self.state.get("project") not in known:
+            made = client.create_project(folder.name, sample_project.label_config(labels))
+            self._remember(project=int(made["id"]), filled=False)
+        paths = image_files(folder)
+        with click.progressbar(length=len(paths), label=f"Uploading {len(paths)} images") as bar:
+            sample_project.upload(client, int(self.state["project"]), paths, bar.update)
+        self._remember(filled=True)
+
     # -- what the person sees --------------------------------------------------------------------------------------
 
     def _say_what_next(self, url: str, row: dict[str, Any]) -> None:
-        if str(row["model_version"]).endswith("-v0"):
+        if "images" in self.state:
+            now = f"{row['model_version']} draws boxes on every image, as far as it knows your labels."
+        elif str(row["model_version"]).endswith("-v0"):
             now = f"{LABELLED_IMAGES} of {SAMPLE_IMAGES} images are labelled, and a first training learns from them:"
             now += "\n     its progress is shown here. Then every image gets boxes from it."
         else:
@@ -240,6 +286,25 @@ class _Up:
             pause.wait(1.0)
         dead = next(process for process in processes if not process.running)
         raise YolonasError(f"{dead.name} has ended; its log is {dead.log}.")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images directly in a folder, by name."""
+    from yolonas.inference.sources import IMAGE_SUFFIXES
+
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def class_names_of(weights: str) -> list[str]:
+    """The classes of the weights a project starts from, as its labels."""
+    from labelstudio_backend.registry import choose_weights
+    from yolonas import checkpoint
+    from yolonas.weights import resolve
+
+    chosen, _ = choose_weights(weights)
+    if chosen == UNTRAINED:
+        raise YolonasError("nothing says what to label: give --labels a,b,c, or --weights that know some classes")
+    return list(checkpoint.load(resolve(chosen)).model.class_names)
 
 
 def _port(wanted: int | None, usual: int, what: str, other: str) -> int:

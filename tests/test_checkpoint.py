@@ -539,3 +539,18 @@ def test_missing_files_and_folders(path: Path, tmp_path: Path) -> None:
 def test_checkpoints_of_other_models(path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no weights of YOLO-NAS"):
         checkpoint.load(write({"state_dict": nn.Linear(2, 2).state_dict()}, path))
+
+
+def test_half_stores_float16_and_loads_as_float32(tmp_path: Path) -> None:
+    model = YoloNAS("n", 2)
+    whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
+    checkpoint.save(Checkpoint(model), whole)
+    checkpoint.save(Checkpoint(model), half, half=True)
+    assert half.stat().st_size < 0.6 * whole.stat().st_size
+    for key, value in checkpoint.load(half).model.state_dict().items():
+        assert value.dtype == model.state_dict()[key].dtype
+        if "rbr_reparam" not in key:
+            torch.testing.assert_close(value, model.state_dict()[key], rtol=1e-3, atol=1e-6)
+    model.heads.head1.cls_pred.bias.data.fill_(1e6)
+    with pytest.raises(ValueError, match="cannot be stored in float16"):
+        checkpoint.save(Checkpoint(model), half, half=True)

@@ -96,10 +96,11 @@ def load(
         ) from error
 
 
-def save(checkpoint: Checkpoint, path: str | Path) -> None:
+def save(checkpoint: Checkpoint, path: str | Path, *, half: bool = False) -> None:
     """Write a checkpoint in our own format; the file appears complete or not at all.
 
-    Raises TypeError where the record is not JSON, and OSError as writing does.
+    `half` stores float16, which halves the file; a file is loaded as float32 whatever it stores. Raises TypeError where
+    the record is not JSON, ValueError where float16 cannot hold the weights, and OSError as writing does.
     """
     path = Path(path)
     model = checkpoint.model
@@ -115,6 +116,10 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
         "record": checkpoint.record,
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in _needed(model).items()}
+    if half:
+        tensors = {key: value.half() if value.is_floating_point() else value for key, value in tensors.items()}
+        if not all(value.isfinite().all() for value in tensors.values()):
+            raise ValueError(f"{path} cannot be stored in float16, as some weights are beyond its range")
     data = safetensors.torch.save(tensors, metadata={"format": "pt", METADATA_KEY: json.dumps(metadata)})
     with atomic_file(path) as stream:
         stream.write(data)

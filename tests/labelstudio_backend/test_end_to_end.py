@@ -180,7 +180,7 @@ def go_round(loop: Loop) -> None:
 def make_project(loop: Loop) -> None:
     config = label_config(loop.data.names, model_score_threshold="0.05")
     loop.project = loop.client.create_project("The loop", config)["id"]
-    loop.tasks = upload(loop.client, loop.project, loop.data)
+    loop.tasks = upload(loop.client, loop.project, [image.path for image in loop.data.images])
     loop.client.add_ml_backend(loop.project, loop.backend, title="My model")
     (row,) = loop.client.ml_backends(loop.project)
     loop.row = row["id"]

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from xml.etree import ElementTree
 
 import httpx
 import pytest
@@ -219,12 +221,14 @@ class FakeStudio:
 
     def create_project(self, title: str, label_config: str) -> dict[str, Any]:
         self.made.append(7 + len(self.made))
+        self.labels = [label.attrib for label in ElementTree.fromstring(label_config).iter("Label")]
         return {"id": self.made[-1]}
 
     def upload_files(self, project: int, files: list[tuple[str, bytes]]) -> None:
         for name, _ in files:
             number = len(self.tasks) + 1
-            self.tasks[number] = {"id": number, "data": {"image": f"/data/0123abcd-{name}"}, "annotations": 0}
+            stored = quote(re.sub(r"[^-\w.]", "", name.replace(" ", "_")))  # as Django makes it
+            self.tasks[number] = {"id": number, "data": {"image": f"/data/0123abcd-{stored}"}, "annotations": 0}
 
     def iter_tasks(self, project: int, *, only_annotated: bool = False, fields: str) -> list[dict[str, Any]]:
         return [task for task in self.tasks.values() if task["annotations"] or not only_annotated]
@@ -280,6 +284,49 @@ def test_a_backend_that_the_person_connected_is_left_alone(tmp_path: Path) -> No
         assert up._project(studio)["id"] == 2  # type: ignore[arg-type]
         assert up.state["connected"] == "http://127.0.0.1:19091"
     assert [row["url"] for row in studio.rows] == ["http://127.0.0.1:5000", "http://127.0.0.1:19091"]
+
+
+def test_a_folder_of_images_becomes_the_project_once(tmp_path: Path) -> None:
+    images = tmp_path / "my images"
+    images.mkdir()
+    for name in ("a.jpg", "b (2) & c.png", "é.JPG", "notes.txt"):
+        (images / name).write_bytes(b"x")
+    studio = FakeStudio()
+    for _ in range(2):  # the second start finds the first one's project
+        with ExitStack() as stack:
+            up = up_module._Up(tmp_path / "up", stack)
+            up.choose(images, "untrained-n", ["red", 'b"lue'])
+            up.state["backend_port"] = 19090
+            up._project(studio)  # type: ignore[arg-type]
+    assert studio.made == [7]
+    assert [task["data"]["image"][15:] for task in studio.tasks.values()] == ["a.jpg", "b_2__c.png", "%C3%A9.JPG"]
+    assert not any(task["annotations"] for task in studio.tasks.values())
+    assert [value["value"] for value in studio.labels] == ["red", 'b"lue']
+    with ExitStack() as stack, pytest.raises(YolonasError, match="give another --dir"):
+        up_module._Up(tmp_path / "up", stack).choose(tmp_path, "untrained-n", [])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--labels", "a"], "--labels are for your own images"),
+        (["--images", "{empty}"], "holds no image"),
+        (["--images", "{images}", "--weights", "untrained-n"], "nothing says what to label"),
+        (["--images", "{images}", "--weights", "no_such"], "no_such is not a file"),
+    ],
+)
+def test_images_and_labels_that_do_not_go_together_are_one_sentence(
+    options: list[str], sentence: str, tmp_path: Path
+) -> None:
+    places = {"empty": tmp_path / "empty", "images": tmp_path / "images"}
+    for place in places.values():
+        place.mkdir()
+    (places["images"] / "a.jpg").write_bytes(b"x")
+    given = [option.format(**places) for option in options]
+    result = CliRunner().invoke(main, ["up", "--dir", str(tmp_path / "up"), "--no-browser", *given])
+    assert result.exit_code == 1
+    assert sentence in result.output
+    assert "Traceback" not in result.output
 
 
 class Up:

@@ -103,30 +103,26 @@ class Lesson(NamedTuple):
 
 
 class _InputChange(NamedTuple):
-    """From one model's input to another's: channels in `order` (None: as they are), times `scale`, plus `shift`."""
+    """From one model's input to another's: channels `flipped` or not, then times `scale` plus `shift` [3, 1, 1]."""
 
-    order: list[int] | None
-    scale: Tensor | None
+    flipped: bool
+    scale: Tensor
     shift: Tensor
 
     @classmethod
     def between(cls, source: Preprocessing, target: Preprocessing, device: torch.device) -> _InputChange:
-        order = None if source.channels == target.channels else [2, 1, 0]
-        if order is None and (source.mean, source.std) == (target.mean, target.std):
-            return cls(None, None, torch.zeros((), device=device))
+        flipped = source.channels != target.channels
         mean, std, new_mean, new_std = (
-            torch.tensor(values or (default,) * 3, dtype=torch.float64)
+            torch.tensor(values or (default,) * 3, dtype=torch.float64).view(3, 1, 1)
             for values, default in ((source.mean, 0.0), (source.std, 1.0), (target.mean, 0.0), (target.std, 1.0))
         )
-        if order is not None:
-            mean, std = mean[order], std[order]
-        scale, shift = ((v.float().view(3, 1, 1).to(device)) for v in (std / new_std, (mean - new_mean) / new_std))
-        return cls(order, scale, shift)
+        if flipped:
+            mean, std = mean.flip(0), std.flip(0)
+        scale, shift = std / new_std, (mean - new_mean) / new_std
+        return cls(flipped, scale.float().to(device), shift.float().to(device))
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self.order is not None:
-            images = images[:, self.order]
-        return images if self.scale is None else images * self.scale + self.shift
+        return (images.flip(1) if self.flipped else images) * self.scale + self.shift
 
 
 def _binary_divergence(taught: Tensor, logits: Tensor) -> Tensor:

@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
+from rectangles import draw
 from yolonas import checkpoint
 from yolonas.checkpoint import Checkpoint
 from yolonas.data.augment import Augmentation
-from yolonas.data.labelled import LabelledImage, LabelledImages
+from yolonas.data.labelled import LabelledImages
 from yolonas.training.recipe import Recipe
 from yolonas.training.trainer import train
-
-COLOURS = {"red": (0, 0, 255), "green": (0, 255, 0), "blue": (255, 0, 0), "white": (255, 255, 255)}  # BGR
-QUARTERS = np.array([[2, 2], [34, 2], [2, 34], [34, 34]])
 
 Rectangles = Callable[..., LabelledImages]
 
 
 @pytest.fixture(scope="session")
 def rectangles(tmp_path_factory: pytest.TempPathFactory) -> Rectangles:
-    """rectangles(count, names, seed): images 64 x 64, each with a rectangle of each name's colour, four at most."""
-    folder = tmp_path_factory.mktemp("rectangles")
-
-    def make(count: int, names: tuple[str, ...], seed: int = 0) -> LabelledImages:
-        rng, images = np.random.default_rng(seed), []
-        for k in range(count):
-            image = rng.integers(60, 120, (64, 64, 3), dtype=np.uint8)
-            corners = QUARTERS[rng.permutation(4)[: len(names)]] + rng.integers(0, 12, (len(names), 2))
-            boxes = np.concatenate([corners, corners + rng.integers(13, 17, corners.shape)], axis=1)
-            for (x1, y1, x2, y2), name in zip(boxes.tolist(), names, strict=True):
-                image[y1:y2, x1:x2] = COLOURS[name]
-            path = folder / f"{'-'.join(names)}-{seed}-{k}.png"
-            cv2.imwrite(str(path), image)
-            crowd = np.zeros(len(names), dtype=bool)
-            images.append(LabelledImage(path, boxes.astype(np.float32), np.arange(len(names)), crowd, 64, 64, k + 1))
-        return LabelledImages(names, images)
-
-    return make
+    """rectangles(count, names, seed): see `draw`."""
+    return functools.partial(draw, tmp_path_factory.mktemp("rectangles"))
 
 
 @pytest.fixture(scope="session")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from test_trainer import RECIPE, make
 
+from rectangles import draw
 from yolonas.training import distributed, trainer
 from yolonas.training.network import Network
+from yolonas.training.recipe import Recipe
 
 
 def main(folder: Path) -> None:
-    data = [make(folder / f"{part}{distributed.rank()}", count, seed) for part, count, seed in
+    data = [draw(folder / f"{part}{distributed.rank()}", count, seed=seed) for part, count, seed in
             (("train", 6, 0), ("val", 5, 9))]  # fmt: skip
-    recipe = replace(RECIPE, precision="float32", evaluate_every=2, epochs=2)
+    recipe = Recipe(
+        image_size=64, batch=4, epochs=2, lr=2e-3, warmup_steps=2, evaluate_every=2, precision="float32", seed=1
+    )
     # In float64, as a hundred batch norms turn float32's rounding into differences that move some assignments.
     first_model, single = trainer.first_model, Network.prepare
     trainer.first_model = lambda *arguments: first_model(*arguments).double()

@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
+from rectangles import draw
 from yolonas import checkpoint
 from yolonas.checkpoint import Checkpoint
-from yolonas.data.labelled import LabelledImage, LabelledImages
+from yolonas.data.labelled import LabelledImages
 from yolonas.errors import CheckpointError, DataError, YolonasError
 from yolonas.evaluation import evaluate
 from yolonas.inference.detector import Detector
@@ -41,28 +40,10 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def make(folder: Path, count: int, seed: int = 0, empty: bool = False) -> LabelledImages:
-    """Images 48 x 64 with a red and a blue rectangle."""
-    rng, images = np.random.default_rng(seed), []
-    folder.mkdir(parents=True, exist_ok=True)
-    for k in range(count):
-        image = rng.integers(60, 120, (48, 64, 3), dtype=np.uint8)
-        corner = rng.integers(0, 20, (2, 2)) + np.array([[0, 0], [28, 8]])
-        boxes = np.concatenate([corner, corner + rng.integers(12, 16, (2, 2))], axis=1).astype(np.float32)
-        for (x1, y1, x2, y2), colour in zip(boxes.astype(int), [(0, 0, 255), (255, 0, 0)], strict=True):
-            image[y1:y2, x1:x2] = colour
-        path = folder / f"{seed}_{k}.png"
-        cv2.imwrite(str(path), image)
-        kept = 0 if empty else 2
-        boxes = boxes.clip(0, [64, 48, 64, 48])[:kept]
-        images.append(LabelledImage(path, boxes, np.arange(kept), np.zeros(kept, bool), 64, 48, k + 1))
-    return LabelledImages(NAMES, images)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[LabelledImages, LabelledImages]:
     folder = tmp_path_factory.mktemp("data")
-    return make(folder, 6), make(folder, 3, seed=9)
+    return draw(folder, 6), draw(folder, 3, seed=9)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +168,7 @@ def test_resume_refuses_what_does_not_fit(data: tuple[LabelledImages, LabelledIm
 
 @pytest.mark.parametrize("case", ["one image", "no boxes"])
 def test_next_to_nothing_still_trains(case: str, tmp_path: Path) -> None:
-    few = make(tmp_path / "few", 1 if case == "one image" else 3, empty=case == "no boxes")
+    few = draw(tmp_path / "few", 1 if case == "one image" else 3, empty=case == "no boxes")
     recipe = replace(RECIPE, epochs=2, batch=8)
     result = train(few, LabelledImages(NAMES, []), recipe=recipe, out_dir=tmp_path / "out", variant="n", device="cpu")
     assert result.metrics is None
@@ -247,7 +228,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_went_missing_is_named(workers: int, tmp_path: Path) -> None:
-    few = make(tmp_path, 3)
+    few = draw(tmp_path, 3)
     few.images[1].path.unlink()
     recipe = replace(RECIPE, workers=workers)
     with pytest.raises(DataError) as caught:

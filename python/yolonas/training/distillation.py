@@ -79,7 +79,7 @@ class Distiller:
         at = points.unsqueeze(-1)
         boxes = ops.dfl_decode(list(taught.box_logits), self.strides).take_along_dim(at, 1)
         near = (_pairwise_iou(targets.boxes, boxes) >= AGREEMENT_IOU) & targets.mask.unsqueeze(-1)  # [B, G, P]
-        labels = F.one_hot(targets.labels, len(self.rows)).float()
+        labels = (targets.labels.unsqueeze(-1) == torch.arange(len(self.rows), device=at.device)).float()
         agreed = near.float().transpose(1, 2) @ labels > 0  # [B, P, C]
         return Lesson(
             points,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Literal
+
 import cv2
 import numpy as np
 import pytest
@@ -74,6 +77,36 @@ def test_plain_view_is_the_letterbox_without_crowd(data: LabelledImages) -> None
     assert view.labels.tolist() == [0]
     turned = dataset[Draw(1, 0, 0, False)]  # 120 x 50 -> 64 x 27, padded by 18 on the left
     np.testing.assert_allclose(turned.boxes[0], np.array([2, 3, 20, 30]) * 64 / 120 + [18, 0, 18, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("pad", ["center", "bottom_right"])
+def test_plain_boxes_lie_on_their_objects_on_either_canvas(
+    pad: Literal["center", "bottom_right"], tmp_path: Path
+) -> None:
+    image = np.zeros((50, 80, 3), np.uint8)
+    image[10:30, 20:60] = 255
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    labelled = LabelledImage(
+        tmp_path / "a.png",
+        *(np.array([[20, 10, 60, 30]], np.float32), np.zeros(1, np.int64), np.zeros(1, bool)),
+        *(80, 50, 1),
+    )
+    preprocessing = Preprocessing(image_size=(160, 160), resize_to=156, pad=pad)
+    view = TrainingSet(LabelledImages(("a",), [labelled]), preprocessing, augmentation=None)[Draw(0, 0, 0, False)]
+    inside = view.image[..., 0] > 180
+    rows, columns = np.flatnonzero(inside.any(1)), np.flatnonzero(inside.any(0))
+    np.testing.assert_allclose(view.boxes[0], [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], atol=1.0)
+    assert (view.boxes[0, 0] > 40) == (pad == "center")
+
+
+def test_mixup_and_mosaic_take_other_images_and_end_together(data: LabelledImages) -> None:
+    for changes in ({"mosaic": 1.0, "mixup": 0.0}, {"mosaic": 0.0, "mixup": 1.0}):
+        augmentation = Augmentation(flip=0, colours=0, translate=0, scale=(1, 1), min_visible=0, min_side=0, **changes)
+        views = TrainingSet(data, Preprocessing.square(64), augmentation=augmentation, seed=5)
+        several = {len(views[Draw(0, 0, position, True)].boxes) for position in range(30)}
+        alone = {len(views[Draw(0, 0, position, False)].boxes) for position in range(30)}
+        assert len(several) > 1
+        assert alone == {0}, "image 0 has no box"
 
 
 def test_channels_of_the_start_are_kept(data: LabelledImages) -> None:

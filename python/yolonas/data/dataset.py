@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draw:
-    """One sample to make: of which image, from which stream of random numbers, and whether it may be a mosaic."""
+    """One sample to make: of which image, from which stream of random numbers, and whether images may be combined."""
 
     index: int
     epoch: int
     position: int
-    mosaic: bool
+    mosaic: bool  # or mixup
 
 
 class Batch(NamedTuple):
@@ -71,12 +71,14 @@ class TrainingSet(Dataset[Labelled]):
         if self.augmentation is None:
             return self._letterboxed(sample)
         rng = np.random.default_rng([self.seed, draw.epoch, draw.position + 1])  # 0: the sampler
-        size, pad = self.preprocessing.image_size, self.preprocessing.pad_value
-        if draw.mosaic and rng.random() < self.augmentation.mosaic:
+        augmentation, size, pad = self.augmentation, self.preprocessing.image_size, self.preprocessing.pad_value
+        if draw.mosaic and rng.random() < augmentation.mosaic:
             others = [self._load(int(index)) for index in rng.integers(len(self), size=3)]
-            view = augment.mosaic(rng, [sample, *others], size, self.augmentation, pad)
-        else:
-            view = augment.single(rng, sample, size, self.augmentation, pad)
+            sample = augment.mosaic(rng, [sample, *others], size, pad)
+        around = pad if augmentation.pad is None else augmentation.pad
+        view = augment.single(rng, sample, size, augmentation, around)
+        if draw.mosaic and rng.random() < augmentation.mixup:
+            view = augment.mixup(rng, view, self._load(int(rng.integers(len(self)))), augmentation, pad)
         return view._replace(image=view.image[..., ::-1]) if self.preprocessing.channels == "bgr" else view
 
     def _letterboxed(self, sample: Labelled) -> Labelled:

@@ -111,7 +111,7 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-ready values."""
         values = asdict(self)
-        values["augmentation"]["scale"] = list(self.augmentation.scale)
+        values["augmentation"] = {k: list(v) if isinstance(v, tuple) else v for k, v in values["augmentation"].items()}
         return values
 
     @classmethod
@@ -120,8 +120,9 @@ class Recipe:
         unknown = sorted(set(values) - {f.name for f in fields(cls)})
         if unknown:
             raise ValueError(f"a recipe has no fields {unknown}")
-        augmentation = dict(values["augmentation"])
-        augmentation["scale"] = tuple(augmentation["scale"])
+        augmentation: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in values["augmentation"].items()
+        }
         return cls(**{**values, "augmentation": Augmentation(**augmentation)})
 
 

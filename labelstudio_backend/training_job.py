@@ -211,11 +211,11 @@ class _Training:
         start = load_checkpoint(base)
         variant = start.model.variant
         recipe = Recipe.auto(
-            len(data.train),
+            data.train,
             variant,
             str(resolve_device(self.settings.device)),
             self.settings.train_minutes * 60,
-            from_scratch=scratch,
+            start_size=None if scratch else max(start.model.preprocessing.image_size),
             image_size=self.settings.image_size,
         )
 

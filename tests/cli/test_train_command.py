@@ -39,10 +39,14 @@ def test_trains_prints_its_choices_and_resumes(data: Path, tmp_path: Path) -> No
     for words in (
         "YOLO-NAS n with random weights",
         "washer, bolt, nut",
-        "training    4 images",
-        "validation  1 images",
-        "64 px, batch 4, device cpu",
-        "1 epochs",
+        "training       4 images",
+        "validation     1 images",
+        "device         cpu",
+        "image_size     64 px (as asked)",
+        "batch          4 (as asked)",
+        "epochs         1 (as asked)",
+        "lr             0.004 (from random weights of n, AdamW)",
+        "freeze         none (random weights have everything to learn)",
         "epoch 1/1",
         "AP50",
         f"Wrote {out / 'best.safetensors'}",
@@ -51,7 +55,8 @@ def test_trains_prints_its_choices_and_resumes(data: Path, tmp_path: Path) -> No
     assert checkpoint.load(out / "best.safetensors").model.class_names == samples.NAMES
     again = run("--data", data, *QUICK, "--epochs", 1, "--out", out, "--resume")
     assert again.exit_code == 0, again.output
-    assert "1 epochs" in again.output
+    assert "1 epochs in" in again.output
+    assert "lr             0.004 (as in the run that goes on)" in again.output
     changed = run("--data", data, *QUICK, "--epochs", 3, "--out", out, "--resume")
     assert changed.exit_code == 1
     assert "was made with another epochs" in changed.output
@@ -64,8 +69,30 @@ def test_fine_tunes_from_a_file_within_minutes(data: Path, tmp_path: Path) -> No
     result = run("--data", data, *tuned, "--device", "cpu", "--out", tmp_path / "second")
     assert result.exit_code == 0, result.output
     assert "it knows washer, bolt, nut" in result.output
-    assert "64 px" in result.output
-    assert "0.05 minutes" in result.output
+    assert "128 px (for small objects" in result.output
+    assert "time_budget_s  3 s (as asked)" in result.output
+
+
+def test_a_named_recipe_and_the_options_that_change_it(data: Path, tmp_path: Path) -> None:
+    out, named = tmp_path / "run", ("--recipe", "coco")
+    quick = (*QUICK, "--epochs", 1, "--precision", "float32", "--freeze", "backbone", "--patience", 3)
+    result = run("--data", data, *named, *quick, "--out", out)
+    assert result.exit_code == 0, result.output
+    for words in (
+        "lr             0.0002 (as the reference's COCO recipe (it has none for n))",
+        "augmentation   mosaic 0, mixup 0.5, flip 0.5, scale 0.5 to 1.5 (as",
+        "freeze         backbone (as asked)",
+        "patience       3 (as asked)",
+    ):
+        assert words in result.output
+    found = checkpoint.load(out / "best.safetensors")
+    assert found.model.preprocessing.resize_to == 60
+    assert (found.record["recipe"]["precision"], found.record["recipe"]["clip_norm"]) == ("float32", None)
+    other = run("--data", data, "--recipe", "roboflow", *quick, "--out", out, "--resume")
+    assert other.exit_code == 1
+    assert "was made with another" in other.output
+    again = run("--data", data, *named, *quick, "--out", out, "--resume")
+    assert again.exit_code == 0, again.output
 
 
 @pytest.mark.parametrize(

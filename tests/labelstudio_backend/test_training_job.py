@@ -22,7 +22,7 @@ from labelstudio_backend.settings import Settings
 from yolonas import checkpoint, labelstudio
 from yolonas.inference.detector import Detector
 from yolonas.model import YoloNAS
-from yolonas.training.recipe import Recipe
+from yolonas.training.auto import RATES_FROM_RANDOM
 
 UID = "5.1795289898"
 SIDE = 64
@@ -156,7 +156,7 @@ def test_a_version_that_the_gate_refuses_does_not_serve(bench: Bench, monkeypatc
     assert judged == [False], "no first version any more"
     assert bench.project.current() == first
     assert job.record["gate"]["decision"] == "refused"
-    assert job.record["training"]["recipe"]["lr"] < Recipe.auto(9, "n", from_scratch=True).lr, "from trained weights"
+    assert job.record["training"]["recipe"]["lr"] < RATES_FROM_RANDOM["n"], "from trained weights"
 
 
 def test_labels_that_vanished_are_dropped_and_labels_that_came_meanwhile_queue_another_training(bench: Bench) -> None:

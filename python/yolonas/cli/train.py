@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from yolonas.training.report import EpochReport
 
 VARIANTS = ("n", "s", "m", "l")
+# The fields of a recipe that are shown, in this order; results.csv and the checkpoints' record tell the rest.
+CHOICES = (
+    *("image_size", "batch", "epochs", "time_budget_s", "freeze", "lr", "ema_decay", "augmentation", "plain_share"),
+    *("evaluate_every", "patience", "workers"),
+)
 HELD_OUT = 5  # without validation images one in so many is taken for it
 
 
@@ -32,15 +37,36 @@ HELD_OUT = 5  # without validation images one in so many is taken for it
 )
 @click.option("--data", required=True, type=click.Path(path_type=Path), help="COCO json, data.yaml, or a folder.")
 @click.option("--val", type=click.Path(path_type=Path), help="Validation images.  [default: the part val of --data]")
+@click.option(
+    "--recipe",
+    "recipe_name",
+    type=click.Choice(["auto", "coco", "roboflow"]),
+    default="auto",
+    show_default=True,
+    help="auto: sized by data, start, device and time; coco, roboflow: the reference's. The options below change it.",
+)
 @options.imgsz
-@click.option("--batch", type=click.IntRange(min=1), help="Images in a step.  [default: by the data and the device]")
-@click.option("--epochs", type=click.IntRange(min=1), help="[default: by the data and the start]")
+@click.option("--batch", type=click.IntRange(min=1), help="Images in a step.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the images.")
 @click.option(
     "--minutes", type=click.FloatRange(min=0, min_open=True), help="Time for everything, evaluation included."
 )
-@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate.  [default: by the start]")
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate after the warm-up.")
+@click.option(
+    "--patience", type=click.IntRange(min=0), help="End after so many evaluations without a better one; 0: never."
+)
+@click.option(
+    "--freeze",
+    type=click.Choice(["none", "backbone", "backbone+neck"]),
+    help="What stays as the start has it.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of the forward and backward pass.  [default: 16 bit where the device is fast]",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same run.")
-@click.option("--workers", type=click.IntRange(min=0), help="Processes that make samples.  [default: by the device]")
+@click.option("--workers", type=click.IntRange(min=0), help="Processes that make samples; 0: none beside the training.")
 @options.device
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the run.  [default: runs/train, train2, ...]")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out: repeat its command and add this.")
@@ -48,6 +74,7 @@ def train(
     weights: str,
     data: Path,
     val: Path | None,
+    recipe_name: str,
     imgsz: tuple[int, int] | None,
     device: Any,
     out: Path | None,
@@ -57,8 +84,8 @@ def train(
 ) -> None:
     """Train on labelled images, from a checkpoint or from random weights.
 
-    Writes best.safetensors, last.safetensors, results.csv and results.png. Classes that the start knows by name keep
-    what it learned about them.
+    Prints what it chooses and why, and writes best.safetensors, last.safetensors, results.csv and results.png. Classes
+    that the start knows by name keep what it learned about them.
     """
     from yolonas.training import trainer
     from yolonas.training.recipe import Recipe
@@ -75,10 +102,10 @@ def train(
         changes["image_size"] = imgsz[0]
     if minutes is not None:
         changes["time_budget_s"] = minutes * 60
-    if resume:
+    if resume and recipe_name == "auto":  # an auto recipe of this day might be another
         recipe = replace(Recipe.from_dict(trainer.read_resume(folder / trainer.RESUME_FILE)["recipe"]), **changes)
     else:
-        recipe = _recipe(weights, start, training, validation, str(device), changes)
+        recipe = _recipe(recipe_name, weights, start, training, validation, str(device), changes)
 
     click.echo(_choices(recipe, weights, start, training, validation, device, folder))
     bars = _Bars()
@@ -102,6 +129,8 @@ def train(
         raise DataError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
     finally:
         bars.close()
+    if recipe.patience and recipe.time_budget_s is None and result.epochs < recipe.epochs:
+        click.echo(f"Ended early: the last {recipe.patience} evaluations brought nothing better.")
     click.echo(
         f"{result.epochs} epochs in {result.seconds / 60:.1f} minutes, {result.images_per_second:.1f} images/s.\n"
         + (
@@ -175,6 +204,7 @@ def _read(data: Path, val: Path | None, seed: int) -> tuple[LabelledImages, Labe
 
 
 def _recipe(
+    name: str,
     weights: str,
     start: Checkpoint | None,
     training: LabelledImages,
@@ -184,15 +214,12 @@ def _recipe(
 ) -> Recipe:
     from yolonas.training.recipe import Recipe
 
-    return Recipe.auto(
-        len(training),
-        weights if start is None else start.model.variant,
-        device,
-        changes.pop("time_budget_s", None),
-        from_scratch=start is None,
-        n_val=len(validation),
-        **{"image_size": 640 if start is None else max(start.model.preprocessing.image_size), **changes},
-    )
+    variant = weights if start is None else start.model.variant
+    if name != "auto":
+        return Recipe.coco(variant, **changes) if name == "coco" else Recipe.roboflow(variant, **changes)
+    size = None if start is None else max(start.model.preprocessing.image_size)
+    budget = changes.pop("time_budget_s", None)
+    return Recipe.auto(training, variant, device, budget, val=validation, start_size=size, **changes)
 
 
 def _choices(
@@ -204,32 +231,43 @@ def _choices(
     device: Any,
     folder: Path,
 ) -> str:
-    """What will be done, a line for each choice."""
+    """What will be done, a line for each choice, with its reason."""
+    from yolonas.training.auto import UNLIMITED
+
     if start is None:
         origin = f"YOLO-NAS {weights} with random weights"
     else:
         known = {name.casefold() for name in start.model.class_names}
         kept = [name for name in training.names if name.casefold() in known]
         origin = f"{weights} (YOLO-NAS {start.model.variant}); it knows {', '.join(kept) or 'none of the classes'}"
-    length = f"at most {recipe.epochs} epochs" if recipe.time_budget_s is not None else f"{recipe.epochs} epochs"
-    if recipe.time_budget_s is not None:
-        length = f"{recipe.time_budget_s / 60:g} minutes" + (f", {length}" if recipe.epochs < 100_000 else "")
+    views = recipe.augmentation
+    shown = {
+        "image_size": f"{recipe.image_size} px",
+        "epochs": "any number" if recipe.epochs == UNLIMITED else str(recipe.epochs),
+        "lr": f"{recipe.lr:g}",
+        "augmentation": f"mosaic {views.mosaic:g}, mixup {views.mixup:g}, flip {views.flip:g}, "
+        f"scale {views.scale[0]:g} to {views.scale[1]:g}",
+        "time_budget_s": f"{recipe.time_budget_s or 0:g} s",
+        "patience": str(recipe.patience or "none"),
+    }
     lines = [
-        f"start       {origin}",
-        f"classes     {', '.join(training.names)}",
-        f"training    {len(training)} images, {training.objects} objects",
-        f"validation  {len(validation)} images, {validation.objects} objects",
-        f"canvas      {recipe.image_size} px, batch {recipe.batch}, device {device}",
-        f"length      {length}, evaluated every {recipe.evaluate_every}",
-        f"optimizer   AdamW, learning rate {recipe.lr:g}, weight decay {recipe.weight_decay:g}, seed {recipe.seed}",
-        f"folder      {folder}",
+        ("start", origin),
+        ("classes", ", ".join(training.names)),
+        ("training", f"{len(training)} images, {training.objects} objects"),
+        ("validation", f"{len(validation)} images, {validation.objects} objects"),
+        ("device", str(device)),
     ]
+    for name in CHOICES:
+        value = shown.get(name, str(getattr(recipe, name)))
+        if name != "time_budget_s" or recipe.time_budget_s is not None:
+            lines.append((name, f"{value} ({recipe.reasons.get(name, 'as in the run that goes on')})"))
+    lines.append(("folder", str(folder)))
     dropped = [*training.dropped, *validation.dropped]
     if dropped:
-        lines.append(f"left out    {len(dropped)} entries of the data, the first: {dropped[0]}")
+        lines.append(("left out", f"{len(dropped)} entries of the data, the first: {dropped[0]}"))
     if start is not None and start.license:
-        lines.append(f"licence     of the start, and so of the result: {start.license}")
-    return "\n".join(lines)
+        lines.append(("licence", f"of the start, and so of the result: {start.license}"))
+    return "\n".join(f"{name:<15}{text}" for name, text in lines)
 
 
 def _free_folder(folder: Path) -> Path:

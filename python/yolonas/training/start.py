@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from yolonas.checkpoint import Checkpoint
 from yolonas.errors import CheckpointError
-from yolonas.model import Preprocessing, YoloNAS
+from yolonas.model import YoloNAS
 from yolonas.training.recipe import Recipe
 
 FIRST_DISTANCE = 2.5  # cells from an anchor point to each side of the boxes that random weights begin with
@@ -30,14 +29,13 @@ def first_model(
             torch.manual_seed(recipe.seed)
             model = YoloNAS(variant, len(names), class_names=names)
         _narrow_first_boxes(model)
-        model.preprocessing = Preprocessing.square(recipe.image_size)
+        model.preprocessing = recipe.preprocessing(None)
         return model
     if start.model.form != "training":
         raise CheckpointError(f"a {start.model.form} checkpoint cannot be trained: start from the unfused one")
     generator = torch.Generator().manual_seed(recipe.seed)
     model = start.model.with_classes(names, generator=generator, sources=sources).requires_grad_(True)
-    size = recipe.image_size
-    model.preprocessing = replace(start.model.preprocessing, image_size=(size, size), resize_to=size)
+    model.preprocessing = recipe.preprocessing(start.model.preprocessing)
     return model
 
 

@@ -127,8 +127,12 @@ class _Run:
         variant: str,
         class_sources: Mapping[str, str],
     ) -> None:
+        if recipe.drop_empty:
+            train = LabelledImages(
+                train.names, [image for image in train.images if not image.crowd.all()], train.dropped
+            )
         if not train.images:
-            raise DataError("there is no image to train on")
+            raise DataError(f"there is no image to train on{' that has an object' if recipe.drop_empty else ''}")
         if val.images:
             label_map(train.names, val.names)  # raises where they have no class in common
         self.train, self.val, self.recipe, self.device = train, val, recipe, device
@@ -279,7 +283,8 @@ class _Run:
                 total = total + self.recipe.distillation * self.distiller(output, images, targets)
             self.scaler.scale(total).backward()
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
+            if self.recipe.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad()

@@ -82,6 +82,8 @@ def test_the_batch_fits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Recipe.auto(MANY, "l", "cuda:0").batch == 16
     memory["gb"] = 8.0
     assert [Recipe.auto(MANY, variant, "cuda:0").batch for variant in "nsml"] == [16, 8, 4, 4]
+    memory["gb"] = 7.0
+    assert Recipe.auto(MANY, "s", "cuda:0").batch == 4, "1.5 GB are not for images"
     memory["gb"] = 1.0
     assert Recipe.auto(MANY, "l", "cuda:0").batch == 1
     assert "GB" in Recipe.auto(MANY, "l", "cuda:0").reasons["batch"]
@@ -92,6 +94,7 @@ def test_few_images_leave_the_backbone_of_a_trained_start_alone() -> None:
     assert Recipe.auto(FEW, "s").freeze == "none"
     assert Recipe.auto(MANY, "s", start_size=640).freeze == "none"
     assert Recipe.auto(replace(FEW, objects=500), "s", start_size=640).freeze == "none"
+    assert Recipe.auto(replace(FEW, images=21), "s", start_size=640).freeze == "none"
 
 
 def test_views_keep_what_a_class_name_says_and_do_not_halve_small_objects() -> None:

@@ -126,7 +126,7 @@ def test_roboflow_warms_up_by_epochs_and_falls_late() -> None:
     assert firsts[:4] == pytest.approx([1e-6, 1.67e-4, 3.34e-4, 5e-4], rel=3e-3)
     assert set(found[:32]) == {1e-6}
     assert set(firsts[3:32]) == {5e-4}
-    assert found[1096] == 5e-4
+    assert found[1097] == 5e-4, "1000 steps and 3 epochs, set after the step"
     assert found[1098] < 5e-4
     assert found[1096:] == sorted(found[1096:], reverse=True)
     assert firsts[99] == pytest.approx(5.03e-5, rel=1e-3)
@@ -138,6 +138,7 @@ def test_coco_warms_up_by_steps_within_an_epoch() -> None:
     assert found[0] == pytest.approx(1e-6)
     assert found[500] == pytest.approx(1e-6 + (2e-4 - 1e-6) * 500 / 999)
     assert found[999] == found[1000] == pytest.approx(2e-4)
+    assert found[998] < found[999]
     assert found[2999] < found[1002] <= 2e-4
     short = rates(Recipe.coco("s"), 100, 30_000)
     assert short[99] == pytest.approx(2e-4)

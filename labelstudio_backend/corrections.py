@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from yolonas.data.label_studio_reader import labelled_image
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.errors import YolonasError
 from yolonas.inference.sources import read_image
-from yolonas.labelstudio import Control, boxes_from_annotation, choose_annotation
+from yolonas.labelstudio import Control, choose_annotation, class_names, controls_by_image
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +63,6 @@ def held_out(project_key: str, task: int, fraction: float) -> bool:
     return int.from_bytes(digest[:8]) / 2**64 < fraction
 
 
-def class_names(controls: Sequence[Control]) -> tuple[str, ...]:
-    """The labels to learn: those of all RectangleLabels tags that the model serves, in the config's order."""
-    return tuple(dict.fromkeys(label for control in controls if not control.skip for label in control.labels))
-
-
 def class_sources(controls: Sequence[Control]) -> dict[str, tuple[str, ...]]:
     """Label -> the classes of a base model that it may start from, by `predicted_values`, the best one first."""
     sources: dict[str, tuple[str, ...]] = {}
@@ -103,14 +97,9 @@ def labelled_images(
     folder.mkdir(parents=True, exist_ok=True)
     wanted = []
     for correction in found:
-        by_value: dict[str, list[Control]] = {}
-        for control in controls:
-            value = control.task_value(correction.data)
-            if value is not None and not control.skip:
-                by_value.setdefault(value, []).append(control)
         wanted += [
             (correction, value, used, folder / f"{correction.task}-{number}")
-            for number, (value, used) in enumerate(by_value.items())
+            for number, (value, used) in enumerate(controls_by_image(controls, correction.data).items())
         ]
 
     def one(image_id: int, item: tuple[Correction, str, list[Control], Path]) -> LabelledImage | str:
@@ -120,21 +109,9 @@ def labelled_images(
             height, width = read_image(path).shape[:2]
         except YolonasError as error:
             return f"task {correction.task}: {error}"
-        boxes, labels = [np.zeros((0, 4), np.float32)], []
-        for control in used:
-            more, called = boxes_from_annotation(correction.annotation["result"], control, width, height)
-            boxes.append(more)
-            labels += called
-        rows = np.concatenate(boxes)
-        return LabelledImage(
-            path=path,
-            boxes=rows,
-            labels=np.array([names.index(label) for label in labels], dtype=np.int64),
-            crowd=np.zeros(len(rows), dtype=bool),
-            width=width,
-            height=height,
-            image_id=image_id,
-        )
+        where = f"task {correction.task}"
+        # What is left out of a task was drawn by slips of the mouse, or of labels that the config no longer has.
+        return labelled_image(correction.annotation["result"], used, names, path, (height, width), image_id, where)
 
     images, dropped = [], []
     with ThreadPoolExecutor(_FETCHES) as pool:

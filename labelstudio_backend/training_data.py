@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from labelstudio_backend.corrections import Correction, class_names, class_sources, held_out, labelled_images
+from labelstudio_backend.corrections import Correction, class_sources, held_out, labelled_images
 from yolonas.atomic import atomic_file
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.errors import DataError
-from yolonas.labelstudio import Control
+from yolonas.labelstudio import Control, class_names
 
 
 @dataclass

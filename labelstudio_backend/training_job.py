@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labelstudio_backend.client import LabelStudio, LabelStudioError
-from labelstudio_backend.corrections import class_names, corrections, manifest
+from labelstudio_backend.corrections import corrections, manifest
 from labelstudio_backend.gate import Verdict, judge, rename
 from labelstudio_backend.jobs import STOPPED, Job, Jobs, tidy
 from labelstudio_backend.media import MediaCache
@@ -29,7 +29,7 @@ from labelstudio_backend.settings import UNTRAINED, Settings
 from labelstudio_backend.training_data import TrainingData, build
 from yolonas.data.labelled import LabelledImages
 from yolonas.errors import CheckpointError, YolonasError
-from yolonas.labelstudio import Control, map_labels, parse_label_config
+from yolonas.labelstudio import Control, class_names, map_labels, parse_label_config
 
 if TYPE_CHECKING:
     from yolonas.evaluation import Metrics

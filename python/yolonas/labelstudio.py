@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from yolonas.data.labelled import Remark
 from yolonas.errors import YolonasError
 
 if TYPE_CHECKING:
@@ -161,6 +162,21 @@ def map_labels(control: Control, model_names: Sequence[str], *, own: bool = Fals
     return LabelMap(to_label, tuple(label for label in control.labels if label not in matched))
 
 
+def class_names(controls: Iterable[Control]) -> tuple[str, ...]:
+    """The labels to learn: those of all RectangleLabels tags that the model serves, in the config's order."""
+    return tuple(dict.fromkeys(label for control in controls if not control.skip for label in control.labels))
+
+
+def controls_by_image(controls: Iterable[Control], data: Mapping[str, Any]) -> dict[str, list[Control]]:
+    """What a task's `data` holds for each of its images, with the controls that draw on it; skipped ones left out."""
+    by_image: dict[str, list[Control]] = {}
+    for control in controls:
+        value = control.task_value(data)
+        if value is not None and not control.skip:
+            by_image.setdefault(value, []).append(control)
+    return by_image
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[\s_\-]+", "", name).casefold()
 
@@ -234,7 +250,7 @@ def choose_annotation(annotations: Iterable[Mapping[str, Any]] | None) -> Mappin
     shows nothing.
     """
     usable = [a for a in annotations or () if not a.get("was_cancelled") and isinstance(a.get("result"), list)]
-    return max(usable, key=lambda a: (bool(a.get("ground_truth")), _time(a), a.get("id") or 0), default=None)
+    return max(usable, key=lambda a: (bool(a.get("ground_truth")), _time(a), _number(a.get("id"))), default=None)
 
 
 def _time(annotation: Mapping[str, Any]) -> float:
@@ -246,20 +262,33 @@ def _time(annotation: Mapping[str, Any]) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
 def boxes_from_annotation(
-    result: Sequence[Mapping[str, Any]], control: Control, width: int, height: int
+    result: Sequence[Mapping[str, Any]],
+    control: Control,
+    width: int,
+    height: int,
+    *,
+    dropped: list[Remark] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """Boxes and labels of one annotation's `result` that were drawn with this control.
 
     `width` and `height` are those of the EXIF-transposed image. Returns boxes float32 [n, 4], xyxy image px, clipped to
     the image, and their n labels. A rotated rectangle (degrees clockwise about its top-left corner) becomes the box
     that encloses it. Regions of other controls, labels that are not the control's, and what is thinner than MIN_SIDE
-    within the image are left out; a region with several labels gives a box for each.
+    within the image are left out; a region with several labels gives a box for each. `dropped` gets a line on each
+    region of this control that is left out.
     """
     boxes: list[tuple[float, float, float, float]] = []
     labels: list[str] = []
+    left_out = [] if dropped is None else dropped
     written = {shown: label for label, shown in control.values.items()} | {label: label for label in control.labels}
     for region in result:
+        if not isinstance(region, Mapping):
+            continue
         value = region.get("value")
         if region.get("from_name") != control.from_name or region.get("to_name", control.to_name) != control.to_name:
             continue
@@ -267,11 +296,17 @@ def boxes_from_annotation(
             continue
         box = _enclosing_box(value, width, height)
         if box is None:
+            sides = [value.get(key) for key in ("x", "y", "width", "height")]
+            line = f"rectangle {sides} is less than {MIN_SIDE:g} px wide or high within the image"
+            left_out.append(Remark(line, "boxes without area"))
             continue
-        for name in value.get("rectanglelabels") or ():
-            if name in written:
+        names = value.get("rectanglelabels")
+        for name in names if isinstance(names, list) else ():
+            if isinstance(name, str) and name in written:
                 boxes.append(box)
                 labels.append(written[name])
+            else:
+                left_out.append(Remark(f"there is no label {name!r} in the label config", "boxes of unknown labels"))
     return np.array(boxes, np.float32).reshape(-1, 4), labels
 
 

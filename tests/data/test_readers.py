@@ -157,7 +157,7 @@ class TestCoco:
         ("document", "message"),
         [
             ("{", r"is not JSON: .* in line 1"),
-            ("[]", "holds a list, not an object"),
+            ("7", "holds int, not an object"),
             ("{}", "has no list 'images'"),
             (coco(annotations=None), "has no list 'annotations'"),
             (coco(categories=[]), "has no categories"),

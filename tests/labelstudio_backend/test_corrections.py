@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from labelstudio_backend.corrections import (
-    class_names,
     class_sources,
     corrections,
     held_out,
@@ -17,7 +16,7 @@ from labelstudio_backend.corrections import (
     new_since,
 )
 from yolonas.errors import DataError
-from yolonas.labelstudio import parse_label_config
+from yolonas.labelstudio import class_names, parse_label_config
 
 CONFIG = """<View><Image name="image" value="$image"/>
 <RectangleLabels name="label" toName="image">

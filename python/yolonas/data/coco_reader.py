@@ -1,20 +1,22 @@
-"""COCO json files."""
+"""COCO json files, and which json files of a folder hold which part."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from yolonas.data.labelled import BoxList, LabelledImages
+from yolonas.data.image_files import image_folders, locate
+from yolonas.data.labelled import BoxList, LabelledImages, Remark
 from yolonas.errors import DataError
 
 _PART = re.compile(r"(?:^|[_\-./])(train|valid|validation|val|test)(?:\d{4})?(?:$|[_\-./])")
 
+_LONGEST_SIDE = 1 << 20  # px; more is a mistake
+
 
 def find(folder: Path) -> dict[str, Path]:
-    """The COCO json files of a folder, by the part they hold: {"train": ..., "val": ...}, or {"": the only one}.
+    """The json files of a folder, by the part they hold: {"train": ..., "val": ...}, or {"": the only one}.
 
     Known layouts: `train.json`; `annotations/instances_train2017.json`; `train/_annotations.coco.json`.
     Of `annotations/` only the files named `instances_*` count: COCO keeps captions and key points there too.
@@ -36,15 +38,17 @@ def find(folder: Path) -> dict[str, Path]:
     return {"": files[0]} if len(files) == 1 else {}
 
 
-def read(path: Path, images_dir: Path | None = None) -> LabelledImages:
-    """Read one COCO json file; labels number the categories by ascending id, equal names are one class.
+def read(path: Path, document: Any, images_dir: Path | None = None) -> LabelledImages:
+    """The data set of a COCO json file with this content; labels number the categories by ascending id.
 
-    Width and height are the file's. See `yolonas.data.readers.read_dataset` for what is dropped and raised.
+    Equal names are one class. Width and height are those that the file tells, not those of the images. See
+    `yolonas.data.readers.read_dataset` for what is dropped and raised.
     """
-    document = _load(path)
+    document = _checked(path, document)
     names, label_of = _categories(path, document["categories"])
-    folders = [images_dir] if images_dir is not None else _image_folders(path)
+    folders = [images_dir] if images_dir is not None else image_folders(path)
     dropped: list[str] = []
+    changed: list[str] = []
     boxes: dict[Any, BoxList] = {}
     files: dict[Any, Path | None] = {}
     for i, entry in enumerate(document["images"]):
@@ -52,12 +56,12 @@ def read(path: Path, images_dir: Path | None = None) -> LabelledImages:
         key, file_name = _get(path, entry, "id", where), str(_get(path, entry, "file_name", where))
         if key in files:
             raise DataError(f"{path}: two images have the id {key!r} ({where}.id)")
-        files[key] = file = _locate(file_name, folders)
+        files[key] = file = locate([file_name], folders)
         if file is None:
-            dropped.append(f"{file_name}: the image is missing")
+            dropped.append(Remark(f"{file_name}: the image is missing", "images that are missing"))
             continue
         width, height = (_positive(path, entry, side, where) for side in ("width", "height"))
-        boxes[key] = BoxList(file_name, width, height, dropped)
+        boxes[key] = BoxList(file_name, width, height, dropped, changed)
     if files and not boxes:
         raise DataError(
             f"{path}: none of its {len(files)} images is there; looked for {document['images'][0]['file_name']!r} in "
@@ -69,11 +73,12 @@ def read(path: Path, images_dir: Path | None = None) -> LabelledImages:
         if files.get(key, path) is None:
             continue  # the image is missing, which has its line already
         if key not in boxes:
-            dropped.append(f"{where}: there is no image with the id {key!r}")
+            dropped.append(Remark(f"{where}: there is no image with the id {key!r}", "boxes of unknown images"))
         elif (category := _get(path, entry, "category_id", where)) not in label_of:
-            dropped.append(f"{where}: there is no category with the id {category!r}")
+            line = f"{where}: there is no category with the id {category!r}"
+            dropped.append(Remark(line, "boxes of unknown categories"))
         elif not entry.get("bbox"):
-            dropped.append(f"{where}: it has no bbox")
+            dropped.append(Remark(f"{where}: it has no bbox", "annotations without a bbox"))
         else:
             x, y, width_, height_ = _bbox(path, entry["bbox"], where)
             boxes[key].add((x, y, x + width_, y + height_), label_of[category], bool(entry.get("iscrowd", 0)))
@@ -84,20 +89,12 @@ def read(path: Path, images_dir: Path | None = None) -> LabelledImages:
         for i, (key, box_list) in enumerate(boxes.items(), start=1)
         if (file := files[key]) is not None
     ]
-    return LabelledImages(names, images, dropped)
+    return LabelledImages(names, images, dropped, changed)
 
 
-def _load(path: Path) -> dict[str, list[Any]]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a UTF-8 text file") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path} is not JSON: {error.msg} in line {error.lineno}") from error
+def _checked(path: Path, document: Any) -> dict[str, list[Any]]:
     if not isinstance(document, dict):
-        raise DataError(f"{path} is not a COCO json file: it holds a {type(document).__name__}, not an object")
+        raise DataError(f"{path} is not a COCO json file: it holds {type(document).__name__}, not an object")
     for key in ("images", "annotations", "categories"):
         if not isinstance(document.get(key), list):
             raise DataError(f"{path} is not a COCO json file: it has no list {key!r}")
@@ -122,26 +119,6 @@ def _categories(path: Path, entries: list[Any]) -> tuple[tuple[str, ...], dict[A
     return names, {key: names.index(name_of[key]) for key in keys}
 
 
-def _image_folders(path: Path) -> list[Path]:
-    """Where the images of a json file may lie: beside it, in images/, in a folder of its name, one level up."""
-    stem, here, above = path.stem, path.parent, path.parent.parent
-    short = stem.removeprefix("instances_")
-    return list(
-        dict.fromkeys(
-            [here, here / "images", here / stem, here / "images" / stem]
-            + [folder / short for folder in (here, above, above / "images")]
-            + [above / "images", above]
-        )
-    )
-
-
-def _locate(file_name: str, folders: list[Path]) -> Path | None:
-    relative = Path(file_name.replace("\\", "/"))
-    # The bare name last: exporters write paths of the machine that they ran on.
-    candidates = [folder / name for name in (relative, Path(relative.name)) for folder in folders]
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
-
-
 def _get(path: Path, entry: Any, key: str, where: str) -> Any:
     if not isinstance(entry, dict) or entry.get(key) is None or isinstance(entry[key], list | dict):
         raise DataError(f"{path}: {where} has no {key!r}")
@@ -150,14 +127,14 @@ def _get(path: Path, entry: Any, key: str, where: str) -> Any:
 
 def _positive(path: Path, entry: dict[str, Any], key: str, where: str) -> int:
     value = _get(path, entry, key, where)
-    if not isinstance(value, int | float) or not value >= 1:
+    if not isinstance(value, int | float) or not 1 <= value <= _LONGEST_SIDE:
         raise DataError(f"{path}: {where}.{key} must be a positive number of pixels, not {value!r}")
     return int(value)
 
 
 def _bbox(path: Path, value: Any, where: str) -> tuple[float, float, float, float]:
     try:
-        x, y, width, height = (float(v) for v in value)
-    except (TypeError, ValueError) as error:
+        x, y, width, height = (float(v) for v in value if isinstance(value, list))
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: {where}.bbox must be four numbers [x, y, width, height], not {value!r}") from error
     return x, y, width, height

@@ -11,6 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 
+class Remark(str):
+    """A line on one entry of a data set, and in `subject` what such lines have in common: "boxes without area"."""
+
+    subject: str
+
+    def __new__(cls, line: str, subject: str = "entries") -> Remark:
+        remark = super().__new__(cls, line)
+        remark.subject = subject
+        return remark
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledImage:
     """One image and its objects.
@@ -27,15 +38,20 @@ class LabelledImage:
     width: int
     height: int
     image_id: int
+    digest: bytes = b""  # of the file's content; empty before `yolonas.data.check.usable`
 
 
 @dataclass(eq=False)
 class LabelledImages:
-    """A data set, or a part of one: class names, images, and a line on everything the reader had to leave out."""
+    """A data set, or a part of one: class names, images, and a line on everything that was left out or changed.
+
+    The lines are `Remark`s where they come from a reader.
+    """
 
     names: tuple[str, ...]
     images: list[LabelledImage]
     dropped: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)  # kept, but not as it was written: a box cut to its image
 
     def __len__(self) -> int:
         return len(self.images)
@@ -71,31 +87,42 @@ class LabelledImages:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
+_SLACK = 1.0  # px; rounded numbers reach that far over an image's edge, and are not worth a line
+
+
 @dataclass
 class BoxList:
     """The boxes of one image as a reader meets them: checked and clipped when added, arrays at the end."""
 
-    where: str  # the file or the image's name, for `dropped`
+    where: str  # the file or the image's name, for the remarks
     width: int
     height: int
     dropped: list[str]
+    changed: list[str]
     rows: dict[tuple[float, float, float, float, int, bool], None] = field(default_factory=dict)  # an ordered set
 
     def add(self, box: Sequence[float], label: int, crowd: bool = False) -> None:
         """Add a box, xyxy image px; what is no box inside the image is listed in `dropped` instead."""
         x1, y1, x2, y2 = box
-        shown = f"box [{', '.join(f'{v:g}' for v in box)}]"
-        if not np.isfinite(box).all() or x2 <= x1 or y2 <= y1:
-            self.dropped.append(f"{self.where}: {shown} has no area")
+        shown = f"{self.where}: box [{', '.join(f'{v:g}' for v in box)}]"
+        size = f"the image of {self.width}x{self.height}"
+        if not np.isfinite(box).all():
+            self.dropped.append(Remark(f"{shown} has no area", "boxes whose numbers are not finite"))
             return
+        if x2 <= x1 or y2 <= y1:
+            self.dropped.append(Remark(f"{shown} has no area", "boxes without area"))
+            return
+        over = max(-x1, -y1, x2 - self.width, y2 - self.height)
         x1, x2 = np.clip([x1, x2], 0, self.width).astype(np.float32).tolist()
         y1, y2 = np.clip([y1, y2], 0, self.height).astype(np.float32).tolist()
         if x2 <= x1 or y2 <= y1:
-            self.dropped.append(f"{self.where}: {shown} lies outside the image of {self.width}x{self.height}")
+            self.dropped.append(Remark(f"{shown} lies outside {size}", "boxes outside their image"))
         elif (row := (x1, y1, x2, y2, label, crowd)) in self.rows:
-            self.dropped.append(f"{self.where}: {shown} is there twice")
+            self.dropped.append(Remark(f"{shown} is there twice", "boxes that are there twice"))
         else:
             self.rows[row] = None
+            if over > _SLACK:
+                self.changed.append(Remark(f"{shown} is cut to {size}", "boxes that reach out of their image, now cut"))
 
     def labelled(self, path: Path, image_id: int) -> LabelledImage:
         """The image with the boxes added so far."""

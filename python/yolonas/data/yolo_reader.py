@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from yolonas.data.labelled import BoxList, LabelledImage, LabelledImages
+from yolonas.data.labelled import BoxList, LabelledImage, LabelledImages, Remark
 from yolonas.errors import DataError
 from yolonas.inference.sources import IMAGE_SUFFIXES, image_size
 
@@ -67,24 +67,25 @@ def label_path(image: Path) -> Path:
 
 def _read(names: tuple[str, ...], files: list[Path]) -> LabelledImages:
     dropped: list[str] = []
+    changed: list[str] = []
     images: list[LabelledImage] = []
     for path in dict.fromkeys(files):
         if not path.is_file():
-            dropped.append(f"{path}: the image is missing")
+            dropped.append(Remark(f"{path}: the image is missing", "images that are missing"))
             continue
         try:
             height, width = image_size(path)
         except DataError as error:
-            dropped.append(str(error))
+            dropped.append(Remark(str(error), "images that cannot be read"))
             continue
-        boxes = BoxList(str(path), width, height, dropped)
+        boxes = BoxList(str(path), width, height, dropped, changed)
         labels = label_path(path)
         if labels.is_file():  # none: nothing is in the image
             _add_lines(labels, names, boxes)
         images.append(boxes.labelled(path, len(images) + 1))
     if not images:
         raise DataError(f"none of {len(files)} images can be used; the first: {dropped[0]}")
-    return LabelledImages(names, images, dropped)
+    return LabelledImages(names, images, dropped, changed)
 
 
 def _add_lines(path: Path, names: tuple[str, ...], boxes: BoxList) -> None:
@@ -106,7 +107,8 @@ def _add_lines(path: Path, names: tuple[str, ...], boxes: BoxList) -> None:
         else:
             raise DataError(f"{path}, line {number}: a class and 4 numbers are needed, not {len(values) + 1} columns")
         if not 0 <= label < len(names):
-            boxes.dropped.append(f"{path}, line {number}: there is no class {label:g} among {len(names)}")
+            line = f"{path}, line {number}: there is no class {label:g} among {len(names)}"
+            boxes.dropped.append(Remark(line, "boxes of unknown classes"))
             continue
         boxes.add([v * side for v, side in zip(corners, (boxes.width, boxes.height) * 2, strict=True)], int(label))
 
@@ -135,6 +137,8 @@ def _names(path: Path, document: dict[str, Any]) -> tuple[str, ...]:
     count = document.get("nc", len(names))
     if count != len(names):
         raise DataError(f"{path}: nc is {count}, but names lists {len(names)} classes")
+    if len({str(name) for name in names}) != len(names):
+        raise DataError(f"{path}: names must list each class once, not {names}")
     return tuple(str(name) for name in names)
 
 

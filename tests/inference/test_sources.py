@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -67,16 +71,82 @@ def test_grey_alpha_and_palette_become_rgb(mode: str, kind: str) -> None:
     np.testing.assert_allclose(found.astype(int), np.asarray(picture.convert("RGB")), atol=3)
 
 
-def test_16_bit_keeps_the_high_byte() -> None:
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_16_bit_keeps_the_high_byte(orientation: int) -> None:
     values = (np.arange(48 * 64, dtype=np.uint16) * 21).reshape(48, 64)
-    found = read_image(encoded(Image.fromarray(values), "PNG"))
-    np.testing.assert_array_equal(found, np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2))
+    values[0, 0], values[-1, -1] = 0, 65535
+    found = read_image(encoded(Image.fromarray(values), "PNG", exif=with_orientation(orientation)))
+    expected = np.repeat((values >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(found, expected if orientation == 1 else np.rot90(expected, -1))
 
 
-def test_cmyk_jpeg() -> None:
-    picture = Image.fromarray(smooth()).convert("CMYK")
-    data = encoded(picture, "JPEG", quality=100, subsampling=0)
-    assert np.abs(read_image(data).astype(int) - np.asarray(picture.convert("RGB"))).mean() < 3
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bit_in_every_number_of_channels(suffix: str, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 65536, (48, 64, channels), dtype=np.uint16)
+    values[0, 0], values[0, 1] = 0, 65535
+    data = cv2.imencode(suffix, values)[1].tobytes()  # BGR, which Pillow cannot write in 16 bits
+    colours = np.repeat(values, 3, axis=2) if channels == 1 else values[..., 2::-1]
+    found = read_image(data)
+    assert (found[0, 0].max(), found[0, 1].min()) == (0, 255)
+    assert np.abs(found.astype(int) - (colours >> 8)).max() <= 1  # libtiff rounds to the nearest
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "options"),
+    [
+        ("CMYK", "JPEG", {"quality": 100, "subsampling": 0}),
+        ("CMYK", "TIFF", {}),
+        ("YCbCr", "TIFF", {}),
+        ("P", "TIFF", {}),
+        ("P", "GIF", {}),
+        ("P", "BMP", {}),
+        ("P", "PNG", {"transparency": 0}),
+        ("LA", "TIFF", {}),
+        ("1", "TIFF", {"compression": "group4"}),
+        ("RGBA", "TIFF", {"compression": "tiff_lzw"}),
+        ("L", "JPEG2000", {}),
+    ],
+)
+def test_every_colour_space_shows_the_colours_it_was_made_from(mode: str, kind: str, options: dict[str, Any]) -> None:
+    picture = Image.fromarray(smooth()).convert(mode)
+    found = read_image(encoded(picture, kind, **options)).astype(int)
+    assert np.abs(found - np.asarray(picture.convert("RGB"))).max() <= 3
+
+
+def bomb(kind: str, side: int = 50_000) -> bytes:
+    """A small file of which the header declares `side` x `side` pixels."""
+    data = bytearray(encoded(Image.new("L", (8, 8)), kind))
+    if kind == "PNG":
+        data[16:24] = struct.pack(">II", side, side)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif kind == "JPEG":
+        frame = data.index(b"\xff\xc0")
+        data[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
+    elif kind == "BMP":
+        data[18:26] = struct.pack("<ii", side, -side)
+    elif kind == "GIF":
+        data[6:10] = struct.pack("<HH", side, side)
+    elif kind == "JPEG2000":
+        box = data.index(b"ihdr")
+        data[box + 4 : box + 12] = struct.pack(">II", side, side)
+    else:  # TIFF: width and height are the first tags of the directory
+        (directory,) = struct.unpack("<I", data[4:8])
+        for tag in (0, 1):
+            entry = directory + 2 + 12 * tag
+            data[entry + 2 : entry + 12] = struct.pack("<HII", 4, 1, side)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "JPEG2000"])
+def test_a_file_that_declares_endless_pixels_is_refused_undecoded(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imdecode", None)
+    (tmp_path / "bomb.jpg").write_bytes(bomb(kind))
+    with pytest.raises(DataError, match=r"bomb\.jpg declares 2500000000 pixels"):
+        read_image(tmp_path / "bomb.jpg")
+    assert image_header.pixels(bomb(kind, 20)) == 400
 
 
 def test_arrays_are_checked_and_passed_on() -> None:
@@ -160,10 +230,14 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(
-    st.binary(max_size=200), st.sampled_from([b"\xff\xd8", b"GIF89a", b"RIFF1234WEBPVP8X", b"\x89PNG\r\n\x1a\n", b""])
+    st.binary(max_size=200),
+    st.sampled_from(
+        [b"\xff\xd8", b"GIF89a", b"RIFF1234WEBPVP8X", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b""]
+    ),
 )
 def test_no_header_breaks_the_parser(data: bytes, magic: bytes) -> None:
     image_header.size(magic + data)
+    image_header.pixels(magic + data)
     image_header.is_truncated_jpeg(magic + data)
     image_header.is_animated(magic + data)
     image_header.is_turned_avif(data[:4] + b"ftypavif" + data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-_EXIF_ORIENTATION = 0x0112
+_TIFF_WIDTH, _TIFF_HEIGHT, _EXIF_ORIENTATION = 0x0100, 0x0101, 0x0112
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start-of-frame markers; C4, C8, CC are tables and extensions
 _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 
@@ -28,6 +28,30 @@ def size(data: bytes) -> tuple[int, int] | None:
         elif marker == _SOS:
             return (width, height) if orientation >= 5 else (height, width)
     return None
+
+
+def pixels(data: bytes) -> int:
+    """How many pixels an image file declares to have; 0 where that is not known before decoding."""
+    width = height = 0
+    try:
+        if data.startswith(b"\x89PNG\r\n\x1a\n"):
+            width, height = struct.unpack(">II", data[16:24])
+        elif data.startswith((b"GIF87a", b"GIF89a")):
+            width, height = struct.unpack("<HH", data[6:10])
+        elif data.startswith(b"BM") and data[14:18] != b"\x0c\0\0\0":  # not OS/2's, of 65535 px at most
+            width, height = struct.unpack("<ii", data[18:26])
+        elif data.startswith((b"II*\0", b"MM\0*")):
+            tags = _tiff_tags(data)
+            width, height = tags.get(_TIFF_WIDTH, 0), tags.get(_TIFF_HEIGHT, 0)
+        elif (box := data.find(b"ihdr", 0, 256)) > 0:  # JPEG 2000
+            height, width = struct.unpack(">II", data[box + 4 : box + 12])
+        else:
+            for marker, start, end in _jpeg_segments(data):
+                if marker in _SOF and end - start >= 5:
+                    height, width = struct.unpack(">HH", data[start + 1 : start + 5])
+    except struct.error:  # cut off
+        return 0
+    return abs(width * height)
 
 
 def is_truncated_jpeg(data: bytes) -> bool:
@@ -75,17 +99,26 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 def _orientation(tiff: bytes) -> int:
     """EXIF orientation, 1 to 8, of the TIFF block of an EXIF segment; 1 where it has none."""
+    value = _tiff_tags(tiff).get(_EXIF_ORIENTATION, 1)
+    return value if 1 <= value <= 8 else 1
+
+
+def _tiff_tags(tiff: bytes) -> dict[int, int]:
+    """Tag -> value of the entries of a TIFF block's first directory that hold one whole number."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None or len(tiff) < 8:
-        return 1
+        return {}
     (directory,) = struct.unpack(order + "I", tiff[4:8])
     (entries,) = struct.unpack(order + "H", tiff[directory : directory + 2].ljust(2, b"\0"))
+    tags = {}
     for i in range(entries):
         entry = tiff[directory + 2 + 12 * i : directory + 14 + 12 * i]
-        if len(entry) == 12 and struct.unpack(order + "H", entry[:2])[0] == _EXIF_ORIENTATION:
-            value: int = struct.unpack(order + "H", entry[8:10])[0]
-            return value if 1 <= value <= 8 else 1
-    return 1
+        if len(entry) < 12:
+            break
+        tag, kind, count = struct.unpack(order + "HHI", entry[:8])
+        if count == 1 and kind in (3, 4):  # SHORT, LONG
+            (tags[tag],) = struct.unpack(order + ("H" if kind == 3 else "I"), entry[8 : 10 if kind == 3 else 12])
+    return tags
 
 
 def _gif_frames(data: bytes) -> int:

@@ -19,6 +19,8 @@ Source: TypeAlias = Path | bytes | Image
 """One image, not read yet: a file, the bytes of a file, or pixels (uint8 [h, w, 3] RGB)."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".ppm", ".pgm")
+MOST_PIXELS = 1 << 28
+"""An image that declares more is refused: 16384 x 16384 take 800 MB, and a file of some kilobytes can declare them."""
 _HEADER_BYTES = 1 << 17  # enough for the header of a photograph with EXIF data and a thumbnail (64 KiB at most)
 
 
@@ -27,12 +29,17 @@ def read_image(source: Path | str | bytes | Image) -> Image:
 
     Grey images are repeated over the channels, 16-bit ones keep their high byte, transparency is dropped, CMYK is
     converted. An array is checked and returned as it is. Raises DataError, naming the file, for what is missing,
-    damaged, truncated, animated or no image.
+    damaged, truncated, animated, larger than `MOST_PIXELS` or no image.
     """
     if isinstance(source, np.ndarray):
         return _checked_array(source)
-    name = "<bytes>" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read_bytes(Path(source))
+    if isinstance(source, bytes):
+        return decode(source, "<bytes>")
+    return decode(read_bytes(Path(source)), str(source))
+
+
+def check_header(data: bytes, name: str) -> None:
+    """Raise DataError for what the bytes of an image file show to be unusable without decoding it."""
     if not data:
         raise DataError(f"{name} is empty")
     if image_header.is_truncated_jpeg(data):
@@ -41,6 +48,13 @@ def read_image(source: Path | str | bytes | Image) -> Image:
         raise DataError(f"{name} is animated: extract the frames to predict on")
     if image_header.is_turned_avif(data):
         raise DataError(f"{name} is an AVIF file with a rotation, which OpenCV ignores: save it upright")
+    if (pixels := image_header.pixels(data)) > MOST_PIXELS:
+        raise DataError(f"{name} declares {pixels} pixels, and more than {MOST_PIXELS} are not read: cut it into tiles")
+
+
+def decode(data: bytes, name: str) -> Image:
+    """The image in the bytes of a file, as `read_image` gives it; `name` is for the error."""
+    check_header(data, name)
     try:
         pixels: Any = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:  # for instance more pixels than OpenCV's limit of 2^30
@@ -53,7 +67,7 @@ def read_image(source: Path | str | bytes | Image) -> Image:
 
 def image_size(path: Path) -> tuple[int, int]:
     """(height, width) of an image file after EXIF transposition, from its header alone for JPEG and PNG."""
-    size = image_header.size(_read_bytes(path, _HEADER_BYTES))
+    size = image_header.size(read_bytes(path, _HEADER_BYTES))
     if size is None:
         height, width = read_image(path).shape[:2]
         size = (height, width)
@@ -114,7 +128,8 @@ def _is_pattern(source: str | Path) -> bool:
     return glob.has_magic(str(source)) and not Path(source).exists()
 
 
-def _read_bytes(path: Path, limit: int = -1) -> bytes:
+def read_bytes(path: Path, limit: int = -1) -> bytes:
+    """The content of a file, or its first `limit` bytes; raises DataError."""
     try:
         with path.open("rb") as file:
             return file.read(limit)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,15 +14,19 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from yolonas.data import augment
-from yolonas.data.augment import Augmentation, Labelled
-from yolonas.data.labelled import LabelledImages
+from yolonas.data.augment import Augmentation, Image, Labelled
+from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.data.targets import Targets
+from yolonas.errors import DataError
 from yolonas.inference._cv2 import cv2
 from yolonas.inference.letterbox import letterbox
 from yolonas.inference.sources import read_image
 
 if TYPE_CHECKING:
     from yolonas.model.config import Preprocessing
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class TrainingSet(Dataset[Labelled]):
     """Views of labelled images on the canvas of `preprocessing`; crowd boxes are left out.
 
     A view depends on `seed` and its Draw only. Without `augmentation` it is the plain letterbox. Images scaled to the
-    canvas are kept in memory up to `cache_bytes`: decoding a JPEG takes longer than the rest.
+    canvas are kept in memory up to `cache_bytes`: decoding a JPEG takes longer than the rest. For an image that cannot
+    be read the next one stands in, with a warning.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class TrainingSet(Dataset[Labelled]):
         self.seed = seed
         self._cache: dict[int, Labelled] = {}
         self._cache_left = cache_bytes
+        self._unreadable: set[Path] = set()
 
     def __len__(self) -> int:
         return len(self.data.images)
@@ -89,8 +97,7 @@ class TrainingSet(Dataset[Labelled]):
         """The image, scaled as letterbox would, and its boxes."""
         if index in self._cache:
             return self._cache[index]
-        labelled = self.data.images[index]
-        image = read_image(labelled.path)
+        labelled, image = self._read(index)
         height, width = image.shape[:2]
         scale = self.preprocessing.scale(height, width)
         size = (max(round(width * scale), 1), max(round(height * scale), 1))
@@ -101,6 +108,20 @@ class TrainingSet(Dataset[Labelled]):
             self._cache_left -= resized.nbytes
             self._cache[index] = sample
         return sample
+
+    def _read(self, index: int) -> tuple[LabelledImage, Image]:
+        """The image, or the next one that can be read: a run of hours must not end because of one damaged file."""
+        for step in range(len(self)):
+            labelled = self.data.images[(index + step) % len(self)]
+            try:
+                image = read_image(labelled.path)
+            except DataError as error:
+                if labelled.path not in self._unreadable:
+                    log.warning("%s; another image takes its place in training", error)
+                self._unreadable.add(labelled.path)
+            else:
+                return labelled, image
+        raise DataError(f"none of the {len(self)} training images can be read any more")
 
 
 class DrawSampler(Sampler[list[Draw]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +36,12 @@ HELD_OUT = 5  # without validation images one in so many is taken for it
     required=True,
     help="What to start from: a checkpoint file, the name of published weights, or n, s, m, l for random weights.",
 )
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="COCO json, data.yaml, or a folder.")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="COCO or Label Studio json, data.yaml, or a folder.",
+)
 @click.option("--val", type=click.Path(path_type=Path), help="Validation images.  [default: the part val of --data]")
 @click.option(
     "--recipe",
@@ -84,9 +90,11 @@ def train(
 ) -> None:
     """Train on labelled images, from a checkpoint or from random weights.
 
-    Prints what it chooses and why, and writes best.safetensors, last.safetensors, results.csv and results.png. Classes
-    that the start knows by name keep what it learned about them.
+    Prints what it chooses and why, and writes best.safetensors, last.safetensors, results.csv, results.png and
+    data_report.txt, which lists what of the data was left out and what looks wrong in it. Classes that the start knows
+    by name keep what it learned about them.
     """
+    from yolonas.data.report import data_report
     from yolonas.training import trainer
     from yolonas.training.recipe import Recipe
 
@@ -108,8 +116,12 @@ def train(
         recipe = _recipe(recipe_name, weights, start, training, validation, str(device), changes)
 
     click.echo(_choices(recipe, weights, start, training, validation, device, folder))
+    click.echo("\n".join(data_report(training, validation, recipe.image_size)))
     bars = _Bars()
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        report = data_report(training, validation, recipe.image_size, examples=1000)
+        (folder / "data_report.txt").write_text("\n".join(report) + "\n", encoding="utf-8")
         result = trainer.train(
             training,
             validation,
@@ -183,6 +195,7 @@ def _read(data: Path, val: Path | None, seed: int) -> tuple[LabelledImages, Labe
     """Training and validation images; the latter from `val`, the part val, or every fifth image."""
     import numpy as np
 
+    from yolonas.data.check import usable
     from yolonas.data.labelled import LabelledImages
     from yolonas.data.readers import read_dataset, splits
 
@@ -192,15 +205,24 @@ def _read(data: Path, val: Path | None, seed: int) -> tuple[LabelledImages, Labe
     training = read_dataset(data, "train" if parts else None)
     if not training.images:
         raise DataError(f"{data} has no image to train on")
+    training = usable(training, progress=True)
+    if not training.objects:
+        why = next((f"; the first reason: {line}" for line in (*training.dropped, *training.changed)), "")
+        raise DataError(
+            f"{data} has no object in its {len(training)} training images, so there is nothing to learn{why}"
+        )
+    held_out: LabelledImages | None = None
     if val is not None:
-        parts = splits(val)
-        return training, read_dataset(val, "val" if "val" in parts else None)
-    if "val" in parts:
-        return training, read_dataset(data, "val")
+        held_out = read_dataset(val, "val" if "val" in splits(val) else None)
+    elif "val" in parts:
+        held_out = read_dataset(data, "val")
+    if held_out is not None:
+        # All of them are decoded, however many: each evaluation reads them, and cannot do without one.
+        return training, usable(held_out, most_pixels=math.inf, progress=True)
     order = np.random.default_rng(seed).permutation(len(training.images)).tolist()
     held = set(order[: len(order) // HELD_OUT])
     images = [[image for k, image in enumerate(training.images) if (k in held) == wanted] for wanted in (False, True)]
-    return LabelledImages(training.names, images[0], training.dropped), LabelledImages(training.names, images[1])
+    return replace(training, images=images[0]), LabelledImages(training.names, images[1])
 
 
 def _recipe(
@@ -262,9 +284,6 @@ def _choices(
         if name != "time_budget_s" or recipe.time_budget_s is not None:
             lines.append((name, f"{value} ({recipe.reasons.get(name, 'as in the run that goes on')})"))
     lines.append(("folder", str(folder)))
-    dropped = [*training.dropped, *validation.dropped]
-    if dropped:
-        lines.append(("left out", f"{len(dropped)} entries of the data, the first: {dropped[0]}"))
     if start is not None and start.license:
         lines.append(("licence", f"of the start, and so of the result: {start.license}"))
     return "\n".join(f"{name:<15}{text}" for name, text in lines)

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Measure a checkpoint on labelled images.")
 @options.weights
-@click.option("--data", required=True, type=click.Path(path_type=Path), help="COCO json, data.yaml, or a folder.")
+@click.option(
+    "--data", required=True, type=click.Path(path_type=Path), help="COCO or Label Studio json, data.yaml, or a folder."
+)
 @click.option("--split", help="Part of the data set.  [default: val, where it has parts]")
 @click.option("--images-dir", type=click.Path(path_type=Path), help="Where the images of a COCO json file are.")
 @options.conf(0.01)

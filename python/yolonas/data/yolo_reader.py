@@ -83,6 +83,9 @@ def _read(names: tuple[str, ...], files: list[Path]) -> LabelledImages:
         if labels.is_file():  # none: nothing is in the image
             _add_lines(labels, names, boxes)
         images.append(boxes.labelled(path, len(images) + 1))
+    if images and not any(label_path(image.path).is_file() for image in images):
+        line = f"no image has a label file; looked for {label_path(images[0].path)}"
+        changed.append(Remark(line, "parts without any label file, taken as images without objects"))
     if not images:
         raise DataError(f"none of {len(files)} images can be used; the first: {dropped[0]}")
     return LabelledImages(names, images, dropped, changed)

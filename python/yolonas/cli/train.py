@@ -198,6 +198,7 @@ def _read(data: Path, val: Path | None, seed: int) -> tuple[LabelledImages, Labe
     from yolonas.data.check import usable
     from yolonas.data.labelled import LabelledImages
     from yolonas.data.readers import read_dataset, splits
+    from yolonas.evaluation import label_map
 
     parts = splits(data)
     if parts and "train" not in parts:
@@ -217,6 +218,7 @@ def _read(data: Path, val: Path | None, seed: int) -> tuple[LabelledImages, Labe
     elif "val" in parts:
         held_out = read_dataset(data, "val")
     if held_out is not None:
+        label_map(training.names, held_out.names)  # raises where they have no class in common
         # All of them are decoded, however many: each evaluation reads them, and cannot do without one.
         return training, usable(held_out, most_pixels=math.inf, progress=True)
     order = np.random.default_rng(seed).permutation(len(training.images)).tolist()

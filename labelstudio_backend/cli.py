@@ -34,7 +34,7 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from labelstudio_backend.registry import ProjectRegistry
 
-_COMMANDS = {"up": "labelstudio_backend.up"}  # imported when called
+_COMMANDS = {"pull": "labelstudio_backend.pull", "up": "labelstudio_backend.up"}  # imported when called
 
 
 @contextmanager
@@ -85,10 +85,7 @@ def serve(**options: Any) -> None:
 
     Every option, and more, can be set in the environment as YOLONAS_<NAME>; labelstudio_backend/README.md lists them.
     """
-    for name, value in options.items():
-        if value is not None:
-            os.environ[f"YOLONAS_{name.upper()}"] = str(value)  # training processes read them there
-    settings = read_settings()
+    settings = settings_from(**options)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
@@ -112,6 +109,14 @@ def serve(**options: Any) -> None:
         access_log=False,
         timeout_graceful_shutdown=5,
     )
+
+
+def settings_from(**options: Any) -> Settings:
+    """Settings from the environment, into which the options that were given are written first."""
+    for name, value in options.items():
+        if value is not None:
+            os.environ[f"YOLONAS_{name.upper()}"] = str(value)  # training processes read them there
+    return read_settings()
 
 
 def read_settings() -> Settings:

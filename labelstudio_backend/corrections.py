@@ -20,7 +20,7 @@ from yolonas.labelstudio import Control, choose_annotation, class_names, control
 
 log = logging.getLogger(__name__)
 
-_FETCHES = 4  # at a time: Label Studio's own server handles few
+FETCHES = 4  # at a time: Label Studio's own server handles few
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def labelled_images(
     def one(image_id: int, item: tuple[Correction, str, list[Control], Path]) -> LabelledImage | str:
         correction, value, used, stem = item
         try:
-            path = _keep(fetch(value, correction.task), stem)
+            fetched = fetch(value, correction.task)
+            path = keep(fetched, stem.with_suffix(fetched.suffix))
             height, width = read_image(path).shape[:2]
         except YolonasError as error:
             return f"task {correction.task}: {error}"
@@ -114,7 +115,7 @@ def labelled_images(
         return labelled_image(correction.annotation["result"], used, names, path, (height, width), image_id, where)
 
     images, dropped = [], []
-    with ThreadPoolExecutor(_FETCHES) as pool:
+    with ThreadPoolExecutor(FETCHES) as pool:
         for done, outcome in enumerate(pool.map(one, range(1, len(wanted) + 1), wanted), start=1):
             if isinstance(outcome, str):
                 log.warning("%s", outcome)
@@ -125,10 +126,10 @@ def labelled_images(
     return LabelledImages(names, images, dropped)
 
 
-def _keep(cached: Path, stem: Path) -> Path:
-    path = stem.with_suffix(cached.suffix)
+def keep(cached: Path, path: Path) -> Path:
+    """Link or copy a cached file to `path`, where there is none yet, so that the cache may evict it."""
     if not path.exists():
-        temporary = stem.with_suffix(".part")
+        temporary = path.with_name(f"{path.name}.part")
         temporary.unlink(missing_ok=True)
         try:
             os.link(cached, temporary)

@@ -23,8 +23,11 @@ from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.corrections import held_out
 from labelstudio_backend.jobs import Job, Jobs
 from labelstudio_backend.local_label_studio import Account, Process
+from labelstudio_backend.media import MediaCache
+from labelstudio_backend.pull import pull_project
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.sample_project import COLOURS, annotate, label_config, regions, upload
+from labelstudio_backend.settings import Settings
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.data.readers import read_dataset
 from yolonas.data.samples import generate
@@ -303,6 +306,16 @@ def test_a_training_on_wrong_boxes_is_refused_and_the_old_version_goes_on(loop: 
     assert job.record["gate"]["ap50_after"] < job.record["gate"]["ap50_before"]
     assert job.record["base"] == loop.registry.current().name
     in_step(loop)
+
+
+def test_a_pulled_project_is_a_data_set(loop: Loop, tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path, label_studio_url=loop.url, label_studio_token=loop.account.token)
+    pulled = pull_project(loop.client, MediaCache(settings, loop.client).fetch, loop.project, tmp_path / "project")
+    assert (pulled.tasks, pulled.images, pulled.missing) == (TRAIN, TRAIN, [])
+    data, given = read_dataset(tmp_path / "project"), loop.data.images[:TRAIN]
+    assert (data.names, data.dropped, data.changed) == (loop.data.names, [], [])
+    found = {image.path.read_bytes(): len(image.boxes) for image in data.images}
+    assert found == {image.path.read_bytes(): len(image.boxes) for image in given}
 
 
 def test_predicted_boxes_stand_on_the_image_in_a_browser(loop: Loop, tmp_path: Path) -> None:

@@ -96,7 +96,16 @@ def test_json_min_says_the_same(tmp_path: Path) -> None:
         image = f"/data/upload/1/{image}"
         return {"image": image, "id": number, **drawn, "annotator": 1, "annotation_id": key, "updated_at": stamp}
 
-    short = read(tmp_path, [item(1, 10, regions[:1], "a.jpg"), item(1, 11, regions, "a.jpg"), item(2, 20, [], "b.jpg")])
+    unlabelled = {
+        "image": "/data/upload/1/b.jpg",
+        "id": 3,
+        "annotator": None,
+        "annotation_id": None,
+        "updated_at": None,
+    }
+    items = [item(1, 10, regions[:1], "a.jpg"), item(1, 11, regions, "a.jpg"), item(2, 20, [], "b.jpg"), unlabelled]
+    short = read(tmp_path, items)
+    assert short.dropped == ["task 3 has no submitted annotation"]
     assert short.names == full.names == ("Bolt", "Nut")
     assert [image.path for image in short.images] == [image.path for image in full.images]
     for a, b in zip(short.images, full.images, strict=True):

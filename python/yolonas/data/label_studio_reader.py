@@ -168,8 +168,9 @@ def _tasks_of_json_min(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
         ]
         data = {name: value for name, value in item.items() if name not in regions}
         task = tasks.setdefault(key, {"id": key, "data": data, "annotations": []})
-        stamps = {name: item.get(name) for name in ("created_at", "updated_at")}
-        task["annotations"].append({"id": item.get("annotation_id"), "result": result, **stamps})
+        if item.get("annotation_id", number) is not None:  # None: of an export of all tasks, one without annotation
+            stamps = {name: item.get(name) for name in ("created_at", "updated_at")}
+            task["annotations"].append({"id": item.get("annotation_id"), "result": result, **stamps})
     return list(tasks.values())
 
 

@@ -26,7 +26,7 @@ def pseudo_labels(
     for detections in teacher.stream(paths, conf, on_error=lambda error: found.dropped.append(str(error))):
         path = Path(str(detections.path))
         height, width = detections.image_size
-        boxes = BoxList(path.name, width, height, found.dropped)
+        boxes = BoxList(path.name, width, height, found.dropped, found.changed)
         for detection in detections:
             if labels[detection.label] >= 0:
                 boxes.add(detection.box.tolist(), int(labels[detection.label]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from yolonas import checkpoint
+from yolonas.checkpoint import Checkpoint
 from yolonas.cli import main
 from yolonas.data import samples
+from yolonas.model import YoloNAS
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +118,22 @@ def test_mistakes_get_one_sentence(arguments: tuple[str, ...], words: str, data:
     assert words in result.output
     assert "Traceback" not in result.output
     assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_learns_from_a_teacher_and_from_images_that_it_labels(tmp_path: Path) -> None:
+    samples.generate(tmp_path, 4, image_size=(128, 128))
+    for path in sorted(tmp_path.glob("*.jpg"))[:2]:
+        shutil.copy(path, tmp_path / f"more-{path.name}")
+    teacher, out = tmp_path / "teacher.safetensors", tmp_path / "run"
+    checkpoint.save(Checkpoint(YoloNAS("n", 3, class_names=samples.NAMES).eval(), conf=0.005), teacher)  # finds a lot
+    taught = ("--data", tmp_path / "instances.json", *QUICK, "--epochs", 1, "--teacher", teacher)
+    result = run(*taught, "--unlabelled", tmp_path, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert f"objects in 2 of 2 images of {tmp_path}" in result.output, "labelled images are not labelled anew"
+    record = checkpoint.load(out / "last.safetensors").record
+    assert record["recipe"]["distillation"] == 1
+    assert record["taught"]
+    for option in (("--distillation", 1), ("--unlabelled", tmp_path)):
+        refused = run("--data", tmp_path / "instances.json", *QUICK, *option)
+        assert refused.exit_code == 2
+        assert f"{option[0]} needs --teacher" in refused.output

@@ -71,6 +71,13 @@ HELD_OUT = 5  # without validation images one in so many is taken for it
     type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="Of the forward and backward pass.  [default: 16 bit where the device is fast]",
 )
+@click.option("--teacher", help="A checkpoint, or the name of published weights, that the training learns from too.")
+@click.option(
+    "--distillation", type=click.FloatRange(min=0), help="Weight of the teacher's scores and boxes.  [default: 1]"
+)
+@click.option(
+    "--unlabelled", type=click.Path(path_type=Path), help="Folder of images that the teacher labels, to learn from too."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="The same seed, the same run.")
 @click.option("--workers", type=click.IntRange(min=0), help="Processes that make samples; 0: none beside the training.")
 @options.device
@@ -86,6 +93,8 @@ def train(
     out: Path | None,
     resume: bool,
     minutes: float | None,
+    teacher: str | None,
+    unlabelled: Path | None,
     **numbers: Any,
 ) -> None:
     """Train on labelled images, from a checkpoint or from random weights.
@@ -102,14 +111,22 @@ def train(
         raise click.UsageError("--resume needs --out, the folder of the run to go on with")
     if imgsz is not None and imgsz[0] != imgsz[1]:
         raise click.UsageError(f"training uses a square canvas: give --imgsz one number, not {imgsz[0]},{imgsz[1]}")
+    for name, value in (("--distillation", numbers["distillation"]), ("--unlabelled", unlabelled)):
+        if value is not None and teacher is None:
+            raise click.UsageError(f"{name} needs --teacher, the checkpoint to learn from")
     folder = out if out is not None else _free_folder(Path("runs/train"))
     start = _start(weights)
+    taught = None if teacher is None else _load(teacher)
     training, validation = _read(data, val, numbers["seed"])
+    if unlabelled is not None and taught is not None:
+        training = _with_pseudo_labels(training, validation, unlabelled, taught, device)
     changes: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     if imgsz is not None:
         changes["image_size"] = imgsz[0]
     if minutes is not None:
         changes["time_budget_s"] = minutes * 60
+    if taught is not None:
+        changes.setdefault("distillation", 1.0)
     if resume and recipe_name == "auto":  # an auto recipe of this day might be another
         recipe = replace(Recipe.from_dict(trainer.read_resume(folder / trainer.RESUME_FILE)["recipe"]), **changes)
     else:
@@ -126,6 +143,7 @@ def train(
             training,
             validation,
             start=start,
+            teacher=taught,
             variant=weights,
             recipe=recipe,
             out_dir=folder,
@@ -183,8 +201,10 @@ class _Bars:
 
 
 def _start(weights: str) -> Checkpoint | None:
-    if weights in VARIANTS:
-        return None
+    return None if weights in VARIANTS else _load(weights)
+
+
+def _load(weights: str) -> Checkpoint:
     from yolonas import checkpoint
     from yolonas.weights import resolve
 
@@ -225,6 +245,21 @@ def _read(data: Path, val: Path | None, seed: int) -> tuple[LabelledImages, Labe
     held = set(order[: len(order) // HELD_OUT])
     images = [[image for k, image in enumerate(training.images) if (k in held) == wanted] for wanted in (False, True)]
     return replace(training, images=images[0]), LabelledImages(training.names, images[1])
+
+
+def _with_pseudo_labels(
+    training: LabelledImages, validation: LabelledImages, folder: Path, teacher: Checkpoint, device: Any
+) -> LabelledImages:
+    """The training images and those of the folder that are neither among them nor for validation, mixed."""
+    from yolonas.inference.detector import Detector
+    from yolonas.inference.sources import iter_sources
+    from yolonas.training.pseudo_labels import mixed, pseudo_labels
+
+    labelled = {image.path.resolve() for image in training.images + validation.images}
+    paths = [path for path in iter_sources(folder) if isinstance(path, Path) and path.resolve() not in labelled]
+    found = pseudo_labels(Detector(teacher, device), paths, training.names)
+    click.echo(f"The teacher found {found.objects} objects in {len(found)} of {len(paths)} images of {folder}")
+    return mixed(training, found)
 
 
 def _recipe(

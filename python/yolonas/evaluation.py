@@ -19,7 +19,7 @@ from yolonas.inference.detections import Detections
 if TYPE_CHECKING:
     from yolonas.inference.detector import Detector
 
-_F1_IOU = 0.5
+MATCH_IOU = 0.5  # of a detection that is right, where one number is asked for
 _NO_THRESHOLD = 0.25  # super-gradients' default, where no detection is right and so no threshold is better than another
 
 
@@ -118,19 +118,42 @@ def coco_ap(data: LabelledImages, detections: Sequence[Detections]) -> Metrics:
     Classes meet by name, whatever their order, number and case; a class of the data that the model lacks counts as
     missed. Raises ValueError where the counts differ, DataError where no class is in common.
     """
-    found = _in_labels_of(data, detections)
-    stats, precision = _coco_eval(data, found)
-    # precision: [IoU, recall, class, area, detections]; -1 where a class has no object
+    found = in_labels_of(data, detections)
+    return metrics_of(data, found, *coco_curves(data, found))
+
+
+def metrics_of(
+    data: LabelledImages,
+    detections: Sequence[Detections],
+    precision: npt.NDArray[np.float64],  # [IoU, recall, class]
+    recall: npt.NDArray[np.float64],  # [IoU, class]
+) -> Metrics:
+    """The figures, from detections under the data's labels and their curves (see `coco_curves`)."""
     per_class = {
-        name: float(values[values > -1].mean())
+        name: _mean(precision[:, :, label])
         for label, name in enumerate(data.names)
-        if (values := precision[:, :, label, 0, -1]).max(initial=-1) > -1
+        if precision[:, :, label].max(initial=-1) > -1
     }
-    ap, ap50, ap75, ar = (max(float(stats[i]), 0.0) for i in (0, 1, 2, 8))
-    threshold, precise, recall, f1 = _best_f1(data, found)
+    threshold, precise, recalled, f1 = _best_f1(data, detections)
     return Metrics(
-        ap, ap50, ap75, ar, per_class, threshold, precise, recall, f1, images=len(data), objects=data.objects
+        _mean(precision),
+        _mean(precision[0]),
+        _mean(precision[5]),
+        _mean(recall),
+        per_class,
+        threshold,
+        precise,
+        recalled,
+        f1,
+        images=len(data),
+        objects=data.objects,
     )
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    """Over the classes that have objects, as pycocotools has it; 0 where none has."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else 0.0
 
 
 def best_f1_threshold(data: LabelledImages, detections: Sequence[Detections]) -> float:
@@ -140,7 +163,7 @@ def best_f1_threshold(data: LabelledImages, detections: Sequence[Detections]) ->
     least 0.5; those that only meet a crowd region count neither right nor wrong. The threshold lies midway between the
     last score to keep and the next. 0.25 where no detection is right.
     """
-    return _best_f1(data, _in_labels_of(data, detections))[0]
+    return _best_f1(data, in_labels_of(data, detections))[0]
 
 
 def label_map(names: Sequence[str], data_names: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -164,7 +187,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
-def _in_labels_of(data: LabelledImages, detections: Sequence[Detections]) -> list[Detections]:
+def in_labels_of(data: LabelledImages, detections: Sequence[Detections]) -> list[Detections]:
     """The detections under the data's labels, without those of classes that the data lacks."""
     if len(detections) != len(data.images):
         raise ValueError(f"there are {len(detections)} detections for {len(data.images)} images")
@@ -177,10 +200,13 @@ def _in_labels_of(data: LabelledImages, detections: Sequence[Detections]) -> lis
     return mapped
 
 
-def _coco_eval(
+def coco_curves(
     data: LabelledImages, detections: Sequence[Detections]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """pycocotools' twelve numbers and its array of precisions."""
+    """Precision [IoU, recall, class] and largest recall [IoU, class] of detections under the data's labels.
+
+    By pycocotools, at IoU 0.50, 0.55 .. 0.95 and recall 0, 0.01 .. 1; -1 for a class without objects.
+    """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -211,17 +237,20 @@ def _coco_eval(
         truth.createIndex()
         found.createIndex()
         run = COCOeval(truth, found, "bbox")
+        # Only what is read below: the areas small, medium and large and the limits of 1 and 10 detections take
+        # three quarters of the time.
+        run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = run.params.areaRng[:1], ["all"], [100]
         run.evaluate()
         run.accumulate()
-        run.summarize()
-    return run.stats, run.eval["precision"]
+    # [IoU, recall, class, area, detections] and [IoU, class, area, detections]
+    return run.eval["precision"][..., 0, 0], run.eval["recall"][..., 0, 0]
 
 
 def _best_f1(data: LabelledImages, detections: Sequence[Detections]) -> tuple[float, float, float, float]:
     """Threshold, and precision, recall and F1 at it."""
-    matches = [_matches(image, d) for image, d in zip(data.images, detections, strict=True)]
+    matches = [match(image, d) for image, d in zip(data.images, detections, strict=True)]
     counted = np.concatenate([m[0] for m in matches] or [np.empty(0, dtype=bool)])
-    right = np.concatenate([m[1] for m in matches] or [np.empty(0, dtype=bool)])[counted]
+    right = np.concatenate([m[1] >= 0 for m in matches] or [np.empty(0, dtype=bool)])[counted]
     scores = np.concatenate([d.scores for d in detections] or [np.empty(0, dtype=np.float32)])
     scores = scores[counted].astype(np.float64)
     if not right.any():
@@ -237,23 +266,28 @@ def _best_f1(data: LabelledImages, detections: Sequence[Detections]) -> tuple[fl
     return float(threshold), float(hits[best] / kept[best]), float(hits[best] / data.objects), float(f1[best])
 
 
-def _matches(image: LabelledImage, found: Detections) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """For each detection: whether it counts at all, and whether it is right."""
-    counted, right = np.ones(len(found), dtype=bool), np.zeros(len(found), dtype=bool)
+def match(image: LabelledImage, found: Detections) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """For each detection: whether it counts at all, and the true box of its class that it takes, -1 for none.
+
+    Best first, a detection takes the free box that it overlaps most, if by an IoU of at least 0.5. One that meets only
+    a crowd region does not count.
+    """
+    counted, partner = np.ones(len(found), dtype=bool), np.full(len(found), -1, dtype=np.int64)
     free = ~image.crowd
-    overlap = _overlaps(found.boxes, image.boxes, image.crowd)
+    overlap = overlaps(found.boxes, image.boxes, image.crowd)
     overlap[found.labels[:, None] != image.labels[None, :]] = 0.0
-    for i in np.argsort(-found.scores, kind="stable"):
+    order = np.argsort(-found.scores, kind="stable")
+    for i in order[(overlap >= MATCH_IOU).any(axis=1)[order]]:
         candidates = np.where(free, overlap[i], 0.0)
-        if candidates.max(initial=0.0) >= _F1_IOU:
-            right[i] = True
-            free[candidates.argmax()] = False
-        elif np.where(image.crowd, overlap[i], 0.0).max(initial=0.0) >= _F1_IOU:
+        if candidates.max(initial=0.0) >= MATCH_IOU:
+            partner[i] = candidates.argmax()
+            free[partner[i]] = False
+        elif np.where(image.crowd, overlap[i], 0.0).max(initial=0.0) >= MATCH_IOU:
             counted[i] = False
-    return counted, right
+    return counted, partner
 
 
-def _overlaps(
+def overlaps(
     found: npt.NDArray[np.float32], true: npt.NDArray[np.float32], crowd: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float64]:
     """IoU [n, m] of boxes xyxy; with a crowd region the share of the detection inside it, as pycocotools has it."""

@@ -24,7 +24,7 @@ class Verdict(IntEnum):
     DUPLICATE = 2  # on a box that another detection has taken
     POOR_BOX = 3  # overlaps a box of its class by an IoU of 0.1 to 0.5
     BACKGROUND = 4  # where there is nothing
-    UNCOUNTED = 5  # in a crowd region
+    UNCOUNTED = 5  # in a crowd region of its class
 
 
 FALSE = (Verdict.DUPLICATE, Verdict.POOR_BOX, Verdict.BACKGROUND)
@@ -137,14 +137,12 @@ def analyse(data: LabelledImages, detections: Sequence[Detections], threshold: f
 
 def _judge(image: LabelledImage, found: Detections) -> ImageResult:
     counted, partners = match(image, found)
-    overlap = overlaps(found.boxes, image.boxes, image.crowd)
-    real = np.where(image.crowd[None], 0.0, overlap)
+    real = np.where(image.crowd[None], 0.0, overlaps(found.boxes, image.boxes, image.crowd))
     verdicts = np.full(len(found), Verdict.BACKGROUND, dtype=np.int64)
     same = found.labels[:, None] == image.labels[None, :]
     verdicts[(real * same).max(axis=1, initial=0.0) >= POOR_IOU] = Verdict.POOR_BOX
     verdicts[real.max(axis=1, initial=0.0) >= MATCH_IOU] = Verdict.DUPLICATE
-    in_crowd = np.where(image.crowd[None], overlap, 0.0).max(axis=1, initial=0.0) >= MATCH_IOU
-    verdicts[~counted | (in_crowd & (verdicts == Verdict.BACKGROUND))] = Verdict.UNCOUNTED
+    verdicts[~counted] = Verdict.UNCOUNTED
     verdicts[partners >= 0] = Verdict.RIGHT
 
     free = ~image.crowd
@@ -161,11 +159,11 @@ def _confusion(data: LabelledImages, images: Sequence[ImageResult]) -> npt.NDArr
     nothing = len(data.names)
     confusion = np.zeros((nothing + 1, nothing + 1), dtype=np.int64)
     for image, result in zip(data.images, images, strict=True):
-        met = result.partners >= 0
-        np.add.at(confusion, (image.labels[result.partners[met]], result.detections.labels[met]), 1)
-        false = np.isin(result.verdicts, FALSE)
-        np.add.at(confusion, (nothing, result.detections.labels[false]), 1)
-        np.add.at(confusion, (image.labels[result.missed], nothing), 1)
+        met, false = result.partners >= 0, np.isin(result.verdicts, FALSE)
+        labels = result.detections.labels
+        truth = [image.labels[result.partners[met]], np.full(false.sum(), nothing), image.labels[result.missed]]
+        found = [labels[met], labels[false], np.full(len(result.missed), nothing)]
+        np.add.at(confusion, (np.concatenate(truth), np.concatenate(found)), 1)
     return confusion
 
 

@@ -277,7 +277,7 @@ def match(image: LabelledImage, found: Detections) -> tuple[npt.NDArray[np.bool_
     overlap = overlaps(found.boxes, image.boxes, image.crowd)
     overlap[found.labels[:, None] != image.labels[None, :]] = 0.0
     order = np.argsort(-found.scores, kind="stable")
-    for i in order[(overlap >= MATCH_IOU).any(axis=1)[order]]:
+    for i in order[overlap.max(axis=1, initial=0.0)[order] >= MATCH_IOU]:
         candidates = np.where(free, overlap[i], 0.0)
         if candidates.max(initial=0.0) >= MATCH_IOU:
             partner[i] = candidates.argmax()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @options.device
 @options.batch
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file.")
+@click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report, with pictures, to this file.")
 def val(
     weights: str,
     data: Path,
@@ -42,13 +44,14 @@ def val(
     device: Any,
     batch: int,
     json_path: Path | None,
+    report: Path | None,
 ) -> None:
     """Measure a checkpoint on labelled images with pycocotools: COCO AP, AP of each class, and the best F1.
 
     Classes of the model and of the data meet by name; a class that the model lacks counts as missed.
     """
     from yolonas.data.readers import read_dataset, splits
-    from yolonas.evaluation import evaluate
+    from yolonas.evaluation import coco_ap, predict_dataset
     from yolonas.inference.detector import Detector
 
     if split is None and "val" in splits(data):
@@ -59,7 +62,13 @@ def val(
         raise DataError(f"{data} has no object in its {len(images)} images, so there is nothing to measure")
     detector = Detector(weights, device)
     iou = detector.checkpoint.iou if iou is None else iou
-    metrics = evaluate(detector, images, conf=conf, iou=iou, max_det=max_det, batch=batch, imgsz=imgsz, progress=True)
+    begun = time.perf_counter()
+    detections = predict_dataset(
+        detector, images, conf=conf, iou=iou, max_det=max_det, batch=batch, imgsz=imgsz, progress=True
+    )
+    seconds = time.perf_counter() - begun
+    metrics = coco_ap(images, detections)
+    metrics.seconds = seconds
     click.echo(table(images, metrics))
     if json_path is not None:
         try:
@@ -67,6 +76,21 @@ def val(
         except OSError as error:
             raise DataError(f"{json_path} cannot be written: {error.strerror or error}") from error
         click.echo(f"Wrote {json_path}")
+    if report is not None:
+        from yolonas.training.html_report import write_html
+
+        try:
+            write_html(
+                report,
+                title=f"{Path(weights).name} on {data.name}{f', {split}' if split else ''}",
+                data=images,
+                detections=detections,
+                record=detector.checkpoint.record,
+                threshold=detector.checkpoint.conf,
+            )
+        except OSError as error:
+            raise DataError(f"{report} cannot be written: {error.strerror or error}") from error
+        click.echo(f"Wrote {report}")
 
 
 def table(data: LabelledImages, metrics: Metrics) -> str:

@@ -24,7 +24,7 @@ class Series:
 
 def line_chart(title: str, series: Sequence[Series], *, x_name: str, top: float | None = None) -> str:
     """A figure with lines over a common x axis and a y axis from 0 to `top`, by default a little over the data."""
-    series = [thinned(line) for line in series if len(line.xs)]
+    series = [line for line in map(thinned, series) if line.xs]
     xs = [x for line in series for x in line.xs]
     highest = max((y for line in series for y in line.ys), default=0.0)
     steps = ticks(0, top if top is not None else (highest or 1.0))

@@ -249,14 +249,15 @@ def _classes(analysis: Analysis) -> str:
         '<p class="note">Each curve is the best precision that keeps at least that recall, as COCO averages it into '
         "AP50 (the number); the dot is the operating point.</p>"
     )
-    if len(analysis.classes) > MATRIX_CLASSES:
+    many = len(analysis.classes) > MATRIX_CLASSES
+    if many:
         curves = f"<details><summary>{heading}, a curve for each class</summary>{note}{curves}</details>"
     else:
         curves = f"<h3>{heading}</h3>{note}{curves}"
     return (
         '<p class="note">Precision and recall at the operating threshold. A dash: no such object in these images, or '
-        'nothing predicted.</p><div class="scroll"><table class="classes"><thead><tr><th scope="col" class="words">'
-        f"class</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>{curves}"
+        f'nothing predicted.</p><div class="scroll"><table class="classes{" dense" if many else ""}"><thead><tr>'
+        f'<th scope="col" class="words">class</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>{curves}'
     )
 
 

@@ -99,7 +99,8 @@ def suspects_section(data: LabelledImages, detections: Sequence[Detections], ana
         '<p class="note">After confident learning (Northcutt et al. 2021) and the kinds of error of ObjectLab '
         "(Tkachenko et al. 2023), with scores of our own: how often predictions like this one (same class, nearest "
         "scores) are right, times the score, times how far they contradict the label; only where two thirds of such "
-        "predictions are right. Only the images measured here were examined: they had no part in the training.</p>"
+        "predictions are right. A model repeats the errors of labels that it learned: trust this for images that had "
+        "no part in the training.</p>"
     )
     if not everything:
         return intro + "<p>No label looks wrong.</p>"

@@ -198,6 +198,22 @@ def test_val_reads_folders_and_yaml_and_writes_json(weights: Path, tmp_path: Pat
         assert {name.lower() for name in document["per_class"]} <= {"cat", "dog", "bird"}
 
 
+def test_val_writes_a_report(weights: Path, tmp_path: Path) -> None:
+    folder = yolo(tmp_path / "set", weights)
+    page = tmp_path / "report.html"
+    options = ["--data", folder, "--weights", weights, "--device", "cpu", "--report"]
+    result = run("val", *options, page)
+    assert result.exit_code == 0, result.output
+    assert f"Wrote {page}" in result.output
+    text = page.read_text(encoding="utf-8")
+    assert "<title>n.safetensors on set, val</title>" in text
+    assert "The operating threshold, 0.500, is the checkpoint" in text
+    assert "data:image/" not in text, "no error, no picture"
+    result = run("val", *options, tmp_path / "no" / "report.html")
+    assert result.exit_code == 1
+    assert "report.html cannot be written: No such file or directory" in result.stderr
+
+
 def test_val_says_what_it_left_out(weights: Path, tmp_path: Path) -> None:
     folder = yolo(tmp_path, weights)
     (folder / "labels/val/0.txt").write_text("7 0.5 0.5 0.1 0.1\n" * 12)

@@ -47,7 +47,7 @@ def history(epochs: int) -> list[EpochReport]:
     ]
 
 
-HOSTILE_FILE = "<script>alert(1)<b>äé&\"'"  # '/' would part folders
+HOSTILE_FILE = "<script>alert(1)<b>äé&\"'" + "n" * 100  # '/' would part folders
 
 
 def made(
@@ -55,7 +55,7 @@ def made(
     images: int,
     classes: int,
     *,
-    names: tuple[str, ...] = (HOSTILE, "kočka & 猫"),
+    names: tuple[str, ...] = (HOSTILE, "kočka & 猫", "ñ" * 120),
     file: str = HOSTILE_FILE,
     pixels: bool = True,
 ) -> tuple[LabelledImages, list[Detections]]:

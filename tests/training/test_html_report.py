@@ -164,6 +164,8 @@ def test_nothing_to_measure_still_gives_a_report(tmp_path: Path) -> None:
     assert page.says("There were no validation images")
     assert page.count("section", id="curves") == 1
     assert page.count("section", id="worst") == 0
+    write_html(tmp_path / "report.html", title="run", data=None, history=history(3), record=RECORD)
+    assert "The run is not over" in (tmp_path / "report.html").read_text()
 
 
 def test_images_without_objects_and_a_model_without_detections(tmp_path: Path) -> None:

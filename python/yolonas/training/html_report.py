@@ -30,8 +30,8 @@ def write_html(
     path: Path,
     *,
     title: str,
-    data: LabelledImages,
-    detections: Sequence[Detections],
+    data: LabelledImages | None,
+    detections: Sequence[Detections] = (),
     history: Sequence[EpochReport] = (),
     record: Mapping[str, Any] | None = None,
     threshold: float | None = None,
@@ -40,7 +40,8 @@ def write_html(
     """Write the report of a run, or of a measurement, to `path`.
 
     `detections` are of the images of `data`, in their order, down to a low score, as `predict_dataset` gives them;
-    `data` may be without images, and `history` and `record` empty: the page then says so or leaves the part out.
+    `data` may be without images, and is None while a run goes on; `history` and `record` may be empty: the page then
+    says so or leaves the part out.
     `threshold` is the operating threshold, by default the one with the best F1 on `data`. `record` is a checkpoint's
     (see `trainer`): recipe, start, train_images, train_objects, epoch, seconds, device; `reasons` maps fields of the
     recipe to why they were chosen. `dropped` are lines on what was left out of the training data; those on `data` are
@@ -50,26 +51,29 @@ def write_html(
     """
     record = record or {}
     sections: list[Section] = []
-    if data.images:
+    if data is not None and data.images:
         analysis = analyse(data, detections, threshold)
         summary = _headline(analysis) + f'<p class="reading">{_reading(analysis)}</p>'
         summary += _threshold_note(analysis, threshold)
     else:
         analysis = None
-        summary = (
-            '<p class="reading">There were no validation images, so nothing is known about the accuracy: hold some '
-            "labelled images back to see it here.</p>"
+        unknown = (
+            "The run is not over: what the model does right and wrong is told here at its end."
+            if data is None
+            else "There were no validation images, so nothing is known about the accuracy: hold some labelled images "
+            "back to see it here."
         )
+        summary = f'<p class="reading">{unknown}</p>'
     if history:
         sections.append(("curves", "Curves", _curves(history)))
-    if analysis is not None:
+    if data is not None and analysis is not None:
         sections.append(("classes", "Classes", _classes(analysis)))
         sections.append(("confusion", "What is taken for what", confusion_section(analysis)))
         sections.append(("worst", "Images with the most errors", worst_section(data, analysis)))
         sections.append(("labels", "Labels to look at again", suspects_section(data, detections, analysis)))
     if record.get("recipe"):
         sections.append(("recipe", "How it was trained", _recipe(record)))
-    left_out = [*dropped, *data.dropped]
+    left_out = [*dropped, *(data.dropped if data is not None else ())]
     if left_out:
         sections.append(("data", "Left out of the data", _dropped(left_out)))
     page = _page(title, summary + _facts(record, history, analysis), sections)
@@ -141,7 +145,7 @@ def _reading(analysis: Analysis) -> str:
     known = [c for c in analysis.classes if c.ap is not None]
     weakest = min(known, key=lambda c: c.ap or 0.0)
     if len(known) > 1:
-        text += f" Its weakest class is <b><bdi>{escape(weakest.name)}</bdi></b> (AP {weakest.ap:.2f})"
+        text += f" Its weakest class is <b><bdi>{escape(weakest.name)}</bdi></b> (AP {weakest.ap:.2f}, {_many(weakest.objects, 'object')})"
     else:
         text += " That is"
     counts = error_counts(analysis)

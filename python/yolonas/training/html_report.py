@@ -145,7 +145,10 @@ def _reading(analysis: Analysis) -> str:
     known = [c for c in analysis.classes if c.ap is not None]
     weakest = min(known, key=lambda c: c.ap or 0.0)
     if len(known) > 1:
-        text += f" Its weakest class is <b><bdi>{escape(weakest.name)}</bdi></b> (AP {weakest.ap:.2f}, {_many(weakest.objects, 'object')})"
+        text += (
+            f" Its weakest class is <b><bdi>{escape(weakest.name)}</bdi></b> (AP {weakest.ap:.2f}, "
+            f"{_many(weakest.objects, 'object')})"
+        )
     else:
         text += " That is"
     counts = error_counts(analysis)

@@ -83,7 +83,10 @@ def test_writes_what_it_says(whole: TrainResult, data: tuple[LabelledImages, Lab
     table = rows(whole)
     assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
     assert max(float(row["ap"]) for row in table) == pytest.approx(whole.metrics.ap, abs=1e-5)
-    assert (whole.best.parent / "results.png").read_bytes().startswith(b"\x89PNG")
+    page = (whole.best.parent / "report.html").read_text()
+    assert "<title>YOLO-NAS n: " in page
+    assert f"<dt>AP</dt><dd>{whole.metrics.ap:.3f}</dd>" in page
+    assert "Training loss: total from" in page
     assert whole.epochs == 4
     assert not whole.stopped
     assert whole.images_per_second > 0
@@ -267,7 +270,7 @@ def test_the_cosine_follows_the_clock(
 def test_a_slow_report_does_not_leave_the_last_weights_unevaluated(
     data: tuple[LabelledImages, LabelledImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yolonas.training.trainer.write_png", lambda *_: time.sleep(2.5))
+    monkeypatch.setattr("yolonas.training.trainer.write_html", lambda *_, **__: time.sleep(2.5))
     recipe = replace(RECIPE, epochs=10_000, evaluate_every=1000, time_budget_s=2.0)
     result = train(*data, recipe=recipe, out_dir=tmp_path, variant="n", device="cpu")
     assert result.metrics is not None

@@ -99,7 +99,7 @@ def train(
 ) -> None:
     """Train on labelled images, from a checkpoint or from random weights.
 
-    Prints what it chooses and why, and writes best.safetensors, last.safetensors, results.csv, results.png and
+    Prints what it chooses and why, and writes best.safetensors, last.safetensors, results.csv, report.html, and
     data_report.txt, which lists what of the data was left out and what looks wrong in it. Classes that the start knows
     by name keep what it learned about them.
     """

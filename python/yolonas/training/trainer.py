@@ -30,17 +30,18 @@ from yolonas.model import YoloNAS
 from yolonas.training import distributed
 from yolonas.training.distillation import Distiller
 from yolonas.training.ema import ModelEMA, calibrate
+from yolonas.training.html_report import write_html
 from yolonas.training.loss import DetectionLoss
 from yolonas.training.network import Network
 from yolonas.training.recipe import Recipe
-from yolonas.training.report import EpochReport, write_csv, write_png
+from yolonas.training.report import EpochReport, write_csv
 from yolonas.training.schedule import Schedule
 from yolonas.training.snapshots import Snapshots
 from yolonas.training.start import first_model, parameter_groups
 
 RESUME_FILE = "resume.pt"
 CALIBRATION_IMAGES = 64
-PNG_EVERY_S = 60.0
+REPORT_EVERY_S = 60.0  # the curves of a run that goes on
 FREE_ON_RESUME = ("workers", "cache_bytes", "time_budget_s")  # fields of the recipe that may differ when a run goes on
 
 
@@ -76,10 +77,11 @@ def train(
     """Train a detector for the classes of `train`, from `start` or, without one, from random weights of `variant`.
 
     Writes into `out_dir`: best.safetensors (highest AP on `val`) and last.safetensors, both averaged weights with
-    classes, preprocessing, record and the operating threshold measured on `val`; results.csv, results.png and
-    resume.pt. Without validation images the last weights are the best. What is measured is the fused form, as a
-    Detector makes it of the files. Classes that `start` knows by name, or through `class_sources` (new name -> known
-    name), keep their predictor rows. With a `teacher` the loss also asks for its output, see `Distiller`.
+    classes, preprocessing, record and the operating threshold measured on `val`; results.csv, report.html (the curves
+    while the run goes on, what `best` does right and wrong at its end; see `write_html`) and resume.pt. Without
+    validation images the last weights are the best. What is measured is the fused form, as a Detector makes it of the
+    files. Classes that `start` knows by name, or through `class_sources` (new name -> known name), keep their
+    predictor rows. With a `teacher` the loss also asks for its output, see `Distiller`.
 
     Started by torchrun, every process calls this with the same arguments and trains on its share of each batch;
     the first writes the files.
@@ -105,6 +107,7 @@ def train(
         stopped = run.loop()
         if not stopped:
             run.average_best()
+            run.write_report()
         return run.result(stopped=stopped)
 
 
@@ -190,12 +193,13 @@ class _Run:
         self.history: list[EpochReport] = []
         self.best_value = -1.0
         self.metrics: Metrics | None = None  # of the best checkpoint
+        self.best_detections: list[Detections] | None = None
 
     def loop(self) -> bool:
         """Train to the end of the plan; returns whether `should_stop` ended it before."""
         if self.writes:
             self.out_dir.mkdir(parents=True, exist_ok=True)
-        plotted = -math.inf
+        told = -math.inf
         over = self.finished()
         while not over:
             losses = self.run_epoch()
@@ -209,9 +213,9 @@ class _Run:
             self.history.append(report)
             if self.writes:
                 write_csv(self.out_dir / "results.csv", self.history)
-                if over or time.monotonic() - plotted > PNG_EVERY_S:
-                    write_png(self.out_dir / "results.png", self.history)
-                    plotted = time.monotonic()
+                if time.monotonic() - told > REPORT_EVERY_S:
+                    self.write_report(over=False)
+                    told = time.monotonic()
                 self.save_resume()
                 if self.on_epoch is not None:
                     self.on_epoch(report)
@@ -331,6 +335,7 @@ class _Run:
         if metrics is None or value > self.best_value:
             self.save(self.best, model, metrics, **record)
             self.metrics, self.best_value = metrics, value
+            self.best_detections = self.detections if metrics else None
 
     def average_best(self) -> None:
         """Try the mean of the best evaluated weights, and keep it where it is better than each of them."""
@@ -356,8 +361,14 @@ class _Run:
     def save(self, path: Path, model: YoloNAS, metrics: Metrics | None, **more: Any) -> None:
         if not self.writes:
             return
+        conf = metrics.threshold if metrics else Checkpoint.conf
+        record = {**self.record(metrics), **more}
+        checkpoint.save(Checkpoint(model, conf=conf, license=self.license, record=record), path)
+
+    def record(self, metrics: Metrics | None) -> dict[str, Any]:
+        """How a checkpoint was made."""
         evaluated = [report for report in self.history if report.ap is not None]
-        record = {
+        return {
             "recipe": self.recipe.to_dict(),
             "start": self.origin,
             "taught": self.teacher_weights is not None,
@@ -373,10 +384,24 @@ class _Run:
             "precision": str(self.network.dtype or torch.float32).removeprefix("torch."),
             "processes": distributed.size(),
             "torch": str(torch.__version__),
-            **more,
         }
-        conf = metrics.threshold if metrics else Checkpoint.conf
-        checkpoint.save(Checkpoint(model, conf=conf, license=self.license, record=record), path)
+
+    def write_report(self, *, over: bool = True) -> None:
+        """The page for people."""
+        if not self.writes:
+            return
+        if over and self.val.images and self.best_detections is None:  # the best is of before a resume
+            self.best_detections = predict_dataset(Detector(self.best, device=self.device), self.val)
+        shown = ", ".join(self.train.names[:4]) + (", ..." if len(self.train.names) > 4 else "")
+        write_html(
+            self.out_dir / "report.html",
+            title=f"YOLO-NAS {self.model.variant}: {shown}",
+            data=self.val if over else None,
+            detections=self.best_detections or [],
+            history=self.history,
+            record=self.record(self.metrics),
+            dropped=self.train.dropped,
+        )
 
     def report(self, losses: Tensor, metrics: Metrics | None) -> EpochReport:
         total, classification, iou, dfl = losses.tolist()

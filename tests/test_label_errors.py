@@ -119,6 +119,16 @@ def test_a_spurious_label_is_found_first() -> None:
     assert first.suspicion == pytest.approx(1.0)
 
 
+def test_a_label_with_a_detection_just_below_the_threshold_is_only_missed() -> None:
+    data, _ = clean()
+    found = [Detections(image.boxes, np.full(9, 0.8), image.labels, NAMES, (SIDE, SIDE)) for image in data.images]
+    found[5].scores[3] = 0.9 * THRESHOLD
+    assert suspects(data, found, THRESHOLD) == []
+    found[5].scores[3] = 0.1 * THRESHOLD
+    (first,) = suspects(data, found, THRESHOLD)
+    assert (first.kind, first.image, first.label) == ("spurious label", 5, 3)
+
+
 def test_labels_of_a_kind_that_is_rarely_found_are_not_spurious() -> None:
     data, found = clean()
     found = [d[d.labels != 1] for d in found]  # no dog is ever found
@@ -174,6 +184,7 @@ def test_nothing_is_suspected_of_nothing() -> None:
     assert suspects(LabelledImages(NAMES, [no_box]), [empty], THRESHOLD) == []
     data, _ = clean(2)
     assert suspects(data, [empty, empty], THRESHOLD) == []
+    assert suspects(data, [empty, empty], 0.0) == []
 
 
 def test_detections_in_a_crowd_miss_no_label() -> None:

@@ -27,6 +27,7 @@ POOR_IOU = 0.2  # with less a detection and a box are not about the same object
 SIMILAR = 20  # true boxes that a box is compared with
 SIMILAR_SIZE = 2.0  # their sides differ by this factor at most
 FEWEST_SIMILAR = 5
+LEAST_DOUBT = 0.5  # suspicion of a spurious label; below it are the objects that the model merely misses
 LEAST_TRUST = 2 / 3  # a detection is evidence against a label where so many of those like it are right
 
 
@@ -61,7 +62,7 @@ def suspects(data: LabelledImages, detections: Sequence[Detections], threshold: 
     - wrong, where a detection of another class lies on a box: trust * score * (1 - score of the labelled class there);
     - spurious, where nothing above the threshold lies on a box although similar ones are found: the share found of the
       20 true boxes of its class most like it in size and in touching the image's edge, which must be above 2/3,
-      * (1 - best score there);
+      * (1 - best score there / threshold), which must be above 0.5;
     - a loose box, where the detection of its class overlaps it far less than is usual for the class:
       trust * score * (1 - IoU / median IoU).
 
@@ -83,7 +84,7 @@ def suspects(data: LabelledImages, detections: Sequence[Detections], threshold: 
         best = np.where(here.overlap >= APART_IOU, d.scores[:, None], 0.0).max(axis=0, initial=0.0)
         covered.append(best > threshold)
         unfound += [(i, j, float(best[j])) for j in np.flatnonzero((best <= threshold) & ~image.crowd).tolist()]
-    suspected += _spurious(data, covered, unfound)
+    suspected += _spurious(data, covered, unfound, threshold)
     return sorted(suspected, key=lambda suspect: -suspect.suspicion)
 
 
@@ -201,7 +202,10 @@ def _usual_iou(
 
 
 def _spurious(
-    data: LabelledImages, covered: Sequence[npt.NDArray[np.bool_]], unfound: Sequence[tuple[int, int, float]]
+    data: LabelledImages,
+    covered: Sequence[npt.NDArray[np.bool_]],
+    unfound: Sequence[tuple[int, int, float]],
+    threshold: float,
 ) -> list[Suspect]:
     features, labels, was_found, place = [], [], [], []
     for i, (image, hit) in enumerate(zip(data.images, covered, strict=True)):
@@ -230,9 +234,10 @@ def _spurious(
         if len(near) < FEWEST_SIMILAR:
             continue
         share = float(hits[others[near]].mean())
-        if share > LEAST_TRUST:
+        doubt = share * (1 - score / max(threshold, 1e-9))
+        if share > LEAST_TRUST and doubt > LEAST_DOUBT:
             box, name = data.images[i].boxes[j], data.names[classes[row]]
-            suspected.append(Suspect("spurious label", share * (1 - score), i, j, box, None, name, None, share))
+            suspected.append(Suspect("spurious label", doubt, i, j, box, None, name, None, share))
     return suspected
 
 

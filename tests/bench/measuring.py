@@ -88,6 +88,11 @@ def processor() -> str:
     return model[1] if model else platform.machine()
 
 
+def processor_slug(machine: str | None = None) -> str:
+    """The processor, or `machine`, as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "_", (machine or processor()).lower()).strip("_")
+
+
 def busy_seconds() -> float:
     """Processor time of all processes of the machine since it started."""
     user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
@@ -144,7 +149,6 @@ class Report:
         self.text(f"\n{seconds:.0f} s, in which other processes used {share:.0%} of the cores.")
 
     def write(self, kind: str, machine: str | None = None) -> None:
-        slug = re.sub(r"[^a-z0-9]+", "_", (machine or processor()).lower()).strip("_")
-        path = REPOSITORY / "tests" / "bench" / "results" / f"{kind}_{slug}.md"
+        path = REPOSITORY / "tests" / "bench" / "results" / f"{kind}_{processor_slug(machine)}.md"
         path.write_text("\n".join(self.lines) + "\n")
         print(f"\nwritten to {path}")

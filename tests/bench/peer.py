@@ -7,6 +7,7 @@ huggingface_hub, which downloads weights that these benchmarks do not use.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import logging
@@ -16,7 +17,7 @@ import sys
 import time
 import types
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from torch import nn
 
 from yolonas import YoloNAS, ops
 from yolonas.data.labelled import LabelledImages
+from yolonas.evaluation import coco_ap
 from yolonas.inference.detections import Detections
 from yolonas.model.config import STRIDES, VARIANTS
 
@@ -133,15 +135,35 @@ def _configuration(variant: str) -> dict[str, Any]:
     }
 
 
+def data_set(data: LabelledImages, size: int, file: Path, *, training: bool) -> Any:
+    """Its data set of `data`, with the transforms of its training or of its validation; COCO's json goes to `file`."""
+    transforms = load("data.transforms")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(data.to_coco()))
+    steps = [transforms.LetterboxResize(target_size=size)]
+    if training:
+        steps = [
+            transforms.HSVAugment(p=0.5),
+            transforms.RandomResizedCrop(size=size, scale=(0.05, 0.8), ratio=(0.75, 1.33), p=1.0),
+            transforms.HorizontalFlip(),
+            transforms.RandomAffine(degrees=0.0, translate=0.25, scale=(0.5, 1.5)),
+            transforms.RandomChannelSwap(p=0.5),
+        ]
+    chain = transforms.Compose(steps)
+    images = load("data.coco").COCODetectionDataset(Path("/"), file, transforms=chain, input_size=size)
+    if training:
+        steps.append(transforms.Mixup(images, prob=0.5))
+    steps.append(transforms.Normalize())
+    return images
+
+
 @dataclass(frozen=True)
 class Trained:
-    """A run of its training: its averaged weights, the classes it found in the data, and the cost."""
+    """A run of its training: its averaged weights, the classes it found in the data, and how many images it saw."""
 
     model: nn.Module
     names: tuple[str, ...]
     images_seen: int
-    epochs: int
-    seconds: float  # of `clock`, without its validations
 
 
 def train(
@@ -161,34 +183,16 @@ def train(
     """Train from random weights as its command `train --format coco --no-pretrained --device cpu --workers 0` would.
 
     The numbers that its command takes are given, all others are its defaults: transforms, loss, AdamW, warm-up, cosine,
-    average of weights, gradient clipping, validation every 10 epochs, and the checkpoint with the best AP on `val`. Its
-    cosine needs the length of the run: a short one, which is not counted, tells how many steps fit into `budget_s`
-    seconds of `clock`. Its validations are not counted either.
+    average of weights, gradient clipping, validation every 10 epochs, and the checkpoint with the best AP on `val` (or
+    the last weights where they are better, which its command would not look at). Its cosine needs the length of the
+    run: a short one, which is not counted, tells how many steps fit into `budget_s` seconds of `clock`. Its validations
+    are not counted either.
     """
-    transforms, coco = load("data.transforms"), load("data.coco")
+    install()
     lightning = importlib.import_module("lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for name, part in (("train", train), ("val", val)):
-        files[name] = folder / f"{name}.json"
-        files[name].write_text(json.dumps(part.to_coco()))
-
-    augment = transforms.Compose(
-        [
-            transforms.HSVAugment(p=0.5),
-            transforms.RandomResizedCrop(size=size, scale=(0.05, 0.8), ratio=(0.75, 1.33), p=1.0),
-            transforms.HorizontalFlip(),
-            transforms.RandomAffine(degrees=0.0, translate=0.25, scale=(0.5, 1.5)),
-            transforms.RandomChannelSwap(p=0.5),
-            transforms.Normalize(),
-        ]
-    )
-    plain = transforms.Compose([transforms.LetterboxResize(target_size=size), transforms.Normalize()])
-    root = Path("/")  # the file names are absolute
-    train_set = coco.COCODetectionDataset(root, files["train"], transforms=augment, input_size=size)
-    val_set = coco.COCODetectionDataset(root, files["val"], transforms=plain, input_size=size)
-    augment.transforms.insert(-1, transforms.Mixup(train_set, prob=0.5))
+    train_set = data_set(train, size, folder / "train.json", training=True)
+    val_set = data_set(val, size, folder / "val.json", training=False)
     names = tuple(train_set.class_names)
     batch = min(batch, len(train_set))  # it leaves out the last batch unless it is full, so a larger one never trains
 
@@ -199,7 +203,7 @@ def train(
             num_classes=len(names),
             lr=lr,
             warmup_steps=min(1000, max(1, len(train_set) // batch) * 3),
-            val_ann_file=files["val"],
+            val_ann_file=folder / "val.json",
             input_size=size,
         )
         data = load("training").DetectionDataModule(train_set, val_set if validate else None, batch, num_workers=0)
@@ -231,11 +235,15 @@ def train(
 
     _, pilot, _ = fit(10_000, min(6.0, budget_s / 4), validate=False)
     trainer, watch, average = fit(max(1, int(budget_s * pilot.steps / pilot.seconds)), budget_s, validate=True)
-    best = trainer.checkpoint_callback.best_model_path
-    if best:
-        state = torch.load(best, map_location="cpu", weights_only=False)["ema_state_dict"]  # our own file
-        average.load_state_dict(state)
-    return Trained(average.eval(), names, watch.steps * batch, trainer.current_epoch, watch.seconds)
+    last = Trained(average.eval(), names, watch.steps * batch)
+    path = trainer.checkpoint_callback.best_model_path
+    if not path:  # the run had no 10 epochs
+        return last
+    best = replace(last, model=copy.deepcopy(average))
+    best.model.load_state_dict(
+        torch.load(path, map_location="cpu", weights_only=False)["ema_state_dict"]
+    )  # our own file
+    return max(last, best, key=lambda trained: coco_ap(val, predict(trained, val, size)).ap)
 
 
 def _clock_callback(lightning: Any) -> type[_Clock]:
@@ -273,7 +281,7 @@ def predict(trained: Trained, data: LabelledImages, size: int) -> list[Detection
     """Its detections of each image, with the letterbox, decoding and thresholds of its command `eval`."""
     transforms, postprocess = load("data.transforms"), load("inference.postprocess")
     plain = transforms.Compose([transforms.LetterboxResize(target_size=size), transforms.Normalize()])
-    network, found = trained.model.eval(), []
+    network, found = trained.model, []
     for image in data.images:
         pixels = cv2.imread(str(image.path))
         canvas, _ = plain(pixels, np.zeros((0, 5), dtype=np.float32))

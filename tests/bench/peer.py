@@ -183,7 +183,7 @@ def train(
     """Train from random weights as its command `train --format coco --no-pretrained --device cpu --workers 0` would.
 
     The numbers that its command takes are given, all others are its defaults: transforms, loss, AdamW, warm-up, cosine,
-    average of weights, gradient clipping, validation every 10 epochs, and the checkpoint with the best AP on `val` (or
+    average of weights, gradient clipping, and the checkpoint with the best AP on `val`, of some four validations (or
     the last weights where they are better, which its command would not look at). Its cosine needs the length of the
     run: a short one, which is not counted, tells how many steps fit into `budget_s` seconds of `clock`. Its validations
     are not counted either.
@@ -206,7 +206,7 @@ def train(
             val_ann_file=folder / "val.json",
             input_size=size,
         )
-        data = load("training").DetectionDataModule(train_set, val_set if validate else None, batch, num_workers=0)
+        data = load("training").DetectionDataModule(train_set, val_set, batch, num_workers=0)
         average, watch = load("training").EMACallback(), _clock_callback(lightning)(clock, seconds)
         callbacks = [average, watch]
         if validate:
@@ -219,7 +219,9 @@ def train(
             devices="auto",
             precision="16-mixed" if amp else "32-true",  # on a CPU Lightning makes bf16-mixed of the former
             gradient_clip_val=10.0,
-            check_val_every_n_epoch=10,
+            # Its default is 10, which would take half as long as the training where an epoch is one step.
+            check_val_every_n_epoch=max(10, steps // (len(train_set) // batch) // 4),
+            limit_val_batches=1.0 if validate else 0,
             callbacks=callbacks,
             logger=False,
             enable_checkpointing=validate,
@@ -237,7 +239,7 @@ def train(
     trainer, watch, average = fit(max(1, int(budget_s * pilot.steps / pilot.seconds)), budget_s, validate=True)
     last = Trained(average.eval(), names, watch.steps * batch)
     path = trainer.checkpoint_callback.best_model_path
-    if not path:  # the run had no 10 epochs
+    if not path:  # the run was too short for a validation
         return last
     best = replace(last, model=copy.deepcopy(average))
     best.model.load_state_dict(

@@ -96,6 +96,15 @@ def test_a_named_recipe_and_the_options_that_change_it(data: Path, tmp_path: Pat
     assert "was made with another" in other.output
     again = run("--data", data, *named, *quick, "--out", out, "--resume")
     assert again.exit_code == 0, again.output
+    assert "Ended early" not in again.output
+
+
+def test_says_when_it_ended_early(data: Path, tmp_path: Path) -> None:
+    still = ("--recipe", "coco", *QUICK, "--epochs", 9, "--lr", 1e-12, "--patience", 2)  # weights that stay as they are
+    result = run("--data", data, *still, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert "Ended early: the last 2 evaluations brought nothing better." in result.output
+    assert "3 epochs in" in result.output
 
 
 @pytest.mark.parametrize(

@@ -159,7 +159,8 @@ def train(
         raise DataError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
     finally:
         bars.close()
-    if recipe.patience and recipe.time_budget_s is None and result.epochs < recipe.epochs:
+    hurried = recipe.time_budget_s is not None and result.seconds > 0.9 * recipe.time_budget_s  # the clock ended it
+    if recipe.patience and result.epochs < recipe.epochs and not hurried:
         click.echo(f"Ended early: the last {recipe.patience} evaluations brought nothing better.")
     click.echo(
         f"{result.epochs} epochs in {result.seconds / 60:.1f} minutes, {result.images_per_second:.1f} images/s.\n"

@@ -41,7 +41,7 @@ class Schedule:
         return max(0.0, self.seconds() * (1 - progress) / progress)
 
     def learning_rate(self, progress: float) -> float:
-        """The rate of the coming step, by the recipe's `warmup`; all end in a cosine to `final_lr_ratio`.
+        """The rate of the coming step at `progress` (0 to 1), by the recipe's `warmup`, ending in a cosine.
 
         "smooth": from 0 over `warmup_steps`, at most a tenth of the run; the cosine begins with the run. "steps": from
         1e-6 over `warmup_steps`, at most an epoch; "epochs": from 1e-6 in equal stairs over 3 epochs. In both the

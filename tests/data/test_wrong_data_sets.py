@@ -275,6 +275,7 @@ COCO: dict[str, Case] = {
     "copy with another label": (copy_with_other_label, 0, "1 pictures are there more than once with different labels"),
     "no objects": (replaced(annotations=[]), 1, "has no object in its 5 training images, so there is nothing to learn"),
     "no images": (replaced(images=[]), 1, "has no image to train on"),
+    "one image": (replaced(images=document()["images"][:1]), 0, "4 boxes of unknown images, the first: annotations[1]"),
     "no train part": (only_validation, 1, "has the parts val, test but no part train"),
     "the same images in both parts": (parts(), 0, "5 of 5 validation images are among the training images"),
     "other classes in val": (

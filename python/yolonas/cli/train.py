@@ -214,10 +214,7 @@ def _load(weights: str) -> Checkpoint:
 
 def _read(data: Path, val: Path | None, seed: int) -> tuple[LabelledImages, LabelledImages]:
     """Training and validation images; the latter from `val`, the part val, or every fifth image."""
-    import numpy as np
-
     from yolonas.data.check import usable
-    from yolonas.data.labelled import LabelledImages
     from yolonas.data.readers import read_dataset, splits
     from yolonas.evaluation import label_map
 
@@ -238,14 +235,23 @@ def _read(data: Path, val: Path | None, seed: int) -> tuple[LabelledImages, Labe
         held_out = read_dataset(val, "val" if "val" in splits(val) else None)
     elif "val" in parts:
         held_out = read_dataset(data, "val")
-    if held_out is not None:
-        label_map(training.names, held_out.names)  # raises where they have no class in common
-        # All of them are decoded, however many: each evaluation reads them, and cannot do without one.
-        return training, usable(held_out, most_pixels=math.inf, progress=True)
-    order = np.random.default_rng(seed).permutation(len(training.images)).tolist()
+    if held_out is None:
+        training, held_out = _split(training, seed)
+    label_map(training.names, held_out.names)  # raises where they have no class in common
+    # All of them are decoded, however many: each evaluation reads them, and cannot do without one.
+    return training, usable(held_out, most_pixels=math.inf, progress=True)
+
+
+def _split(data: LabelledImages, seed: int) -> tuple[LabelledImages, LabelledImages]:
+    """A random fifth of the images apart from the rest."""
+    import numpy as np
+
+    from yolonas.data.labelled import LabelledImages
+
+    order = np.random.default_rng(seed).permutation(len(data.images)).tolist()
     held = set(order[: len(order) // HELD_OUT])
-    images = [[image for k, image in enumerate(training.images) if (k in held) == wanted] for wanted in (False, True)]
-    return replace(training, images=images[0]), LabelledImages(training.names, images[1])
+    images = [[image for k, image in enumerate(data.images) if (k in held) == wanted] for wanted in (False, True)]
+    return replace(data, images=images[0]), LabelledImages(data.names, images[1])
 
 
 def _with_pseudo_labels(

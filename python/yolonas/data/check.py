@@ -36,7 +36,8 @@ def usable(data: LabelledImages, *, most_pixels: float = DECODED_PIXELS, progres
     from tqdm import tqdm
 
     whole = sum(image.width * image.height for image in data.images) <= most_pixels
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding and hashing run outside Python's lock
+    # Decoding and hashing run outside Python's lock; eight images of 20 megapixels take 1 GB while they are decoded.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         looks: Iterable[_Look] = pool.map(lambda image: _look(image, whole), data.images)
         description = "decoding images" if whole else "opening images"
         looks = tqdm(

@@ -33,7 +33,7 @@ def main(folder: Path) -> None:
     if distributed.rank() == 0:
         torch.save({"before": before, "after": run.model.state_dict()}, folder / "weights.pt")
         report = {"losses": torch.stack(losses).tolist(), "metrics": metrics.to_dict(), "steps": run.schedule.step}
-        boxes = [one.boxes.tolist() for one in run.detections]
+        boxes = [one.boxes.tolist() for one in run.validation.detections]
         (folder / "result.json").write_text(json.dumps({**report, "boxes": boxes, "processes": distributed.size()}))
 
 

@@ -19,13 +19,14 @@ from yolonas.errors import CheckpointError, DataError, YolonasError
 from yolonas.evaluation import evaluate
 from yolonas.inference.detector import Detector
 from yolonas.model import YoloNAS
-from yolonas.training import trainer
+from yolonas.training import validation
 from yolonas.training.loss import DetectionLoss
 from yolonas.training.recipe import Recipe
 from yolonas.training.report import EpochReport
+from yolonas.training.resume import RESUME_FILE
 from yolonas.training.schedule import Schedule
 from yolonas.training.snapshots import Snapshots
-from yolonas.training.trainer import RESUME_FILE, TrainResult, train
+from yolonas.training.trainer import TrainResult, train
 
 NAMES = ("red", "blue")
 MEAN = Snapshots.mean
@@ -281,8 +282,8 @@ def test_patience_ends_a_run_that_gets_no_better(
     data: tuple[LabelledImages, LabelledImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.2, 0.4, 0.3, 0.4, 0.1])
-    real = trainer.coco_ap
-    monkeypatch.setattr(trainer, "coco_ap", lambda *args: replace(real(*args), ap=next(accuracies)))
+    real = validation.coco_ap
+    monkeypatch.setattr(validation, "coco_ap", lambda *args: replace(real(*args), ap=next(accuracies)))
     recipe = replace(RECIPE, epochs=9, patience=2)
     result = train(*data, recipe=recipe, out_dir=tmp_path, variant="n", device="cpu")
     assert result.epochs == 4
@@ -294,10 +295,12 @@ def test_patience_ends_a_run_that_gets_no_better(
 def test_the_mean_of_the_best_weights_is_kept_where_it_is_better(
     data: tuple[LabelledImages, LabelledImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, saved = trainer.coco_ap, {}
+    real, saved = validation.coco_ap, {}
     for mean_ap in (0.8, 0.3):
         accuracies = iter([0.2, 0.5, 0.1, 0.4, mean_ap])
-        monkeypatch.setattr(trainer, "coco_ap", lambda *args, values=accuracies: replace(real(*args), ap=next(values)))
+        monkeypatch.setattr(
+            validation, "coco_ap", lambda *args, values=accuracies: replace(real(*args), ap=next(values))
+        )
         out = tmp_path / str(mean_ap)
         monkeypatch.setattr(
             Snapshots, "mean", lambda self, out=out: saved.setdefault(out, (self.epochs(), MEAN(self)))[1]

@@ -106,6 +106,7 @@ def train(
     from yolonas.data.report import data_report
     from yolonas.training import trainer
     from yolonas.training.recipe import Recipe
+    from yolonas.training.resume import RESUME_FILE, read_resume
 
     if resume and out is None:
         raise click.UsageError("--resume needs --out, the folder of the run to go on with")
@@ -128,7 +129,7 @@ def train(
     if taught is not None:
         changes.setdefault("distillation", 1.0)
     if resume and recipe_name == "auto":  # an auto recipe of this day might be another
-        recipe = replace(Recipe.from_dict(trainer.read_resume(folder / trainer.RESUME_FILE)["recipe"]), **changes)
+        recipe = replace(Recipe.from_dict(read_resume(folder / RESUME_FILE)["recipe"]), **changes)
     else:
         recipe = _recipe(recipe_name, weights, start, training, validation, str(device), changes)
 

@@ -19,7 +19,7 @@ class Network:
     """Calls a model, which is on its device, on prepared images."""
 
     def __init__(self, model: YoloNAS, device: torch.device, precision: Precision, *, compiled: bool = False) -> None:
-        self.device = device
+        self.device, self.preprocessing = device, model.preprocessing
         self.dtype = autocast_dtype(device, precision)
         numbers = (model.preprocessing.mean or (0.0,) * 3, model.preprocessing.std or (1.0,) * 3)
         mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in numbers)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,32 +14,30 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from yolonas import checkpoint
-from yolonas.atomic import atomic_file
 from yolonas.checkpoint import Checkpoint
-from yolonas.data.dataset import Batch, Draw, DrawSampler, TrainingSet, collate, start_worker
+from yolonas.data.dataset import Batch, DrawSampler, TrainingSet, collate, start_worker
 from yolonas.data.labelled import LabelledImages
-from yolonas.errors import CheckpointError, DataError, YolonasError
-from yolonas.evaluation import Metrics, coco_ap, label_map, predict_dataset
+from yolonas.errors import DataError, YolonasError
+from yolonas.evaluation import Metrics, predict_dataset
 from yolonas.inference.detections import Detections
 from yolonas.inference.detector import Detector
 from yolonas.inference.device import resolve_device
 from yolonas.model import YoloNAS
 from yolonas.training import distributed
 from yolonas.training.distillation import Distiller
-from yolonas.training.ema import ModelEMA, calibrate
+from yolonas.training.ema import ModelEMA
 from yolonas.training.html_report import write_html
 from yolonas.training.loss import DetectionLoss
 from yolonas.training.network import Network
 from yolonas.training.recipe import Recipe
 from yolonas.training.report import EpochReport, write_csv
+from yolonas.training.resume import RESUME_FILE, check_resume, read_resume, weights_checksum, write_resume
 from yolonas.training.schedule import Schedule
 from yolonas.training.snapshots import Snapshots
 from yolonas.training.start import first_model, parameter_groups
+from yolonas.training.validation import Validation
 
-RESUME_FILE = "resume.pt"
-CALIBRATION_IMAGES = 64
 REPORT_EVERY_S = 60.0  # the curves of a run that goes on
-FREE_ON_RESUME = ("workers", "cache_bytes", "time_budget_s")  # fields of the recipe that may differ when a run goes on
 
 
 @dataclass(frozen=True)
@@ -136,8 +131,6 @@ class _Run:
             )
         if not train.images:
             raise DataError(f"there is no image to train on{' that has an object' if recipe.drop_empty else ''}")
-        if val.images:
-            label_map(train.names, val.names)  # raises where they have no class in common
         self.train, self.val, self.recipe, self.device = train, val, recipe, device
         self.out_dir, self.best, self.last = out_dir, out_dir / "best.safetensors", out_dir / "last.safetensors"
         self.license = start.license if start else None
@@ -151,6 +144,7 @@ class _Run:
             getattr(self.model, name).requires_grad_(False)
         self.ema = ModelEMA(self.model, recipe.ema_decay)
         self.network = Network(self.model, device, recipe.precision, compiled=recipe.compile)
+        self.validation = Validation(train, val, self.network, recipe.batch, self.frozen)
         self.distiller: Distiller | None = None
         self.teacher_weights: int | None = None
         if teacher is not None and recipe.distillation:
@@ -311,7 +305,7 @@ class _Run:
     def evaluate_and_save(self) -> Metrics | None:
         """Measure the averaged weights and write them as `last`, and as `best` where they are."""
         begun = time.monotonic()
-        metrics = self.measure(self.ema.model)
+        metrics = self.validation.measure(self.ema.model)
         self.schedule.closing_seconds = time.monotonic() - begun + 1.0
         self.save(self.last, self.ema.model, metrics)
         if metrics is not None and self.recipe.average_best > 1 and self.writes:
@@ -320,22 +314,12 @@ class _Run:
         self.keep_if_best(self.ema.model, metrics)
         return metrics
 
-    def measure(self, model: YoloNAS) -> Metrics | None:
-        """Give the model its batch norm statistics, and measure its fused form on the validation images."""
-        calibrate(model, (self.network.prepare(canvases) for canvases in self.calibration_canvases), frozen=self.frozen)
-        if not self.val.images:
-            return None
-        own = LabelledImages(self.val.names, distributed.share(self.val.images))
-        found = predict_dataset(Detector(model, device=self.device), own) if own.images else []
-        self.detections: list[Detections] = distributed.gather(found)
-        return coco_ap(self.val, self.detections)
-
     def keep_if_best(self, model: YoloNAS, metrics: Metrics | None, **record: Any) -> None:
         value = getattr(metrics, self.recipe.select_by) if metrics else -1.0
         if metrics is None or value > self.best_value:
             self.save(self.best, model, metrics, **record)
             self.metrics, self.best_value = metrics, value
-            self.best_detections = self.detections if metrics else None
+            self.best_detections = self.validation.detections
 
     def average_best(self) -> None:
         """Try the mean of the best evaluated weights, and keep it where it is better than each of them."""
@@ -344,19 +328,11 @@ class _Run:
             if self.writes:
                 self.ema.model.load_state_dict(self.snapshots.mean())
             distributed.spread(self.ema.model)
-            self.keep_if_best(self.ema.model, self.measure(self.ema.model), averaged_epochs=epochs)
+            self.keep_if_best(self.ema.model, self.validation.measure(self.ema.model), averaged_epochs=epochs)
             if self.writes:
                 self.save_resume()
         if self.writes:
             self.snapshots.clear()
-
-    @cached_property
-    def calibration_canvases(self) -> list[Tensor]:
-        """Plain canvases uint8 of some training images, spread over the set, in batches."""
-        plain = TrainingSet(self.train, self.model.preprocessing, augmentation=None)
-        count = min(len(self.train), CALIBRATION_IMAGES)
-        views = [plain[Draw(k * len(self.train) // count, 0, 0, False)] for k in range(count)]
-        return [collate(views[k : k + self.recipe.batch]).images for k in range(0, count, self.recipe.batch)]
 
     def save(self, path: Path, model: YoloNAS, metrics: Metrics | None, **more: Any) -> None:
         if not self.writes:
@@ -399,7 +375,7 @@ class _Run:
             data=self.val if over else None,
             detections=self.best_detections or [],
             history=self.history,
-            record=self.record(self.metrics),
+            record={**self.record(self.metrics), "reasons": self.recipe.reasons},
             dropped=self.train.dropped,
         )
 
@@ -443,10 +419,7 @@ class _Run:
             "recipe": self.recipe.to_dict(),
             "data": self.fingerprint(),
         }
-        data = io.BytesIO()  # torch.save on a full disk raises a riddle; the write below raises OSError
-        torch.save(state, data)
-        with atomic_file(self.out_dir / RESUME_FILE) as file:
-            file.write(data.getbuffer())
+        write_resume(self.out_dir / RESUME_FILE, state)
 
     def restore(self) -> None:
         """Take up the state in `out_dir`, where there is one."""
@@ -454,12 +427,7 @@ class _Run:
         if not path.exists():
             return
         state = read_resume(path)
-        saved, wanted = state["recipe"], self.recipe.to_dict()
-        changed = [name for name in wanted if saved.get(name) != wanted[name] and name not in FREE_ON_RESUME]
-        if changed:
-            raise CheckpointError(f"{path} was made with another {', '.join(changed)}: resume with the same recipe")
-        if state["data"] != self.fingerprint():
-            raise CheckpointError(f"{path} was made with other data or another model: begin a new run elsewhere")
+        check_resume(path, state, self.recipe.to_dict(), self.fingerprint())
         self.model.load_state_dict(state["model"])
         self.ema.model.load_state_dict(state["ema"])
         self.ema.steps = state["ema_steps"]
@@ -487,22 +455,3 @@ class _Run:
         return TrainResult(
             self.best, self.last, self.metrics, self.epoch, seconds, self.images_per_second(), stopped=stopped
         )
-
-
-def weights_checksum(model: nn.Module) -> int:
-    """CRC-32 of the weights: whether two runs begin from the same."""
-    checksum = 0
-    for tensor in model.state_dict().values():
-        checksum = zlib.crc32(tensor.cpu().contiguous().numpy().tobytes(), checksum)
-    return checksum
-
-
-def read_resume(path: Path) -> dict[str, Any]:
-    """The state that a run left at `path`; raises CheckpointError where there is none or it is damaged."""
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no {path} to resume from") from error
-    except Exception as error:  # torch raises whatever a damaged file leads its readers to
-        raise CheckpointError(f"{path} is damaged and cannot be resumed from: begin a new run") from error
-    return state

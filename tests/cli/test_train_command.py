@@ -107,6 +107,13 @@ def test_says_when_it_ended_early(data: Path, tmp_path: Path) -> None:
     assert "3 epochs in" in result.output
 
 
+def test_only_the_first_process_talks(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    result = run("--data", data, "--recipe", "coco", *QUICK, "--epochs", 1, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert result.output == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

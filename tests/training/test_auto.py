@@ -86,6 +86,13 @@ def test_the_batch_fits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Recipe.auto(MANY, "s", "cuda:0").batch == 4, "1.5 GB are not for images"
     memory["gb"] = 1.0
     assert Recipe.auto(MANY, "l", "cuda:0").batch == 1
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert Recipe.auto(MANY, "l", "cuda:0").batch == 3, "the same in each of three processes"
+    memory["gb"] = 80.0
+    assert Recipe.auto(MANY, "l", "cuda:0").batch == 12
+    assert Recipe.auto(MANY, "l", "cpu").batch == 9
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert Recipe.auto(MANY, "l", "cuda:0").batch == 32
     assert "GB" in Recipe.auto(MANY, "l", "cuda:0").reasons["batch"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,13 +134,16 @@ def train(
     else:
         recipe = _recipe(recipe_name, weights, start, training, validation, str(device), changes)
 
-    click.echo(_choices(recipe, weights, start, training, validation, device, folder))
-    click.echo("\n".join(data_report(training, validation, recipe.image_size)))
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes
+    if first:
+        click.echo(_choices(recipe, weights, start, training, validation, device, folder))
+        click.echo("\n".join(data_report(training, validation, recipe.image_size)))
     bars = _Bars()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        report = data_report(training, validation, recipe.image_size, examples=1000)
-        (folder / "data_report.txt").write_text("\n".join(report) + "\n", encoding="utf-8")
+        if first:
+            folder.mkdir(parents=True, exist_ok=True)
+            report = data_report(training, validation, recipe.image_size, examples=1000)
+            (folder / "data_report.txt").write_text("\n".join(report) + "\n", encoding="utf-8")
         result = trainer.train(
             training,
             validation,
@@ -150,8 +154,8 @@ def train(
             out_dir=folder,
             resume=resume,
             device=device,
-            on_epoch=bars.finish_epoch,
-            on_step=bars.step,
+            on_epoch=bars.finish_epoch if first else None,
+            on_step=bars.step if first else None,
         )
     except KeyboardInterrupt:
         bars.close()
@@ -160,6 +164,8 @@ def train(
         raise DataError(f"{error.filename or folder} cannot be written: {error.strerror or error}") from error
     finally:
         bars.close()
+    if not first:
+        return
     hurried = recipe.time_budget_s is not None and result.seconds > 0.9 * recipe.time_budget_s  # the clock ended it
     if recipe.patience and result.epochs < recipe.epochs and not hurried:
         click.echo(f"Ended early: the last {recipe.patience} evaluations brought nothing better.")

@@ -25,6 +25,7 @@ TENTH_SIDE, SMALLEST_CLASS_SIDE = 12, 16
 # A CPU trains as many images a second in small batches, which take more steps: from 1500 views of 30 images of BCCD
 # (n, 320 px, random weights) batches of 4 reached AP50 0.75, batches of 8 0.68.
 FEW_IMAGES_ON_CPU, SMALL_BATCH, CPU_BATCH, GPU_BATCH = 64, 4, 8, 16
+LEAST_SHARE = 4  # images that each of several GPUs has in a batch, where its memory allows
 # GB of GPU memory for an image of 640 px in a training step in 16 bit, and for everything else. Not measured: after the
 # batches with which people train S, M and L on GPUs of 16 GB.
 IMAGE_GB, FIXED_GB = {"n": 0.25, "s": 0.7, "m": 1.1, "l": 1.5}, 1.5
@@ -124,17 +125,27 @@ def _canvas(data: DataSummary, kind: str, start_size: int | None) -> tuple[int, 
 
 
 def _batch(data: DataSummary, variant: str, device: str, kind: str, size: int) -> tuple[int, str]:
+    """The batch of all processes together, the same number in each."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
     if kind == "cpu":
-        if data.images <= FEW_IMAGES_ON_CPU:
-            return SMALL_BATCH, f"on a CPU {data.images} images learn more from many small steps"
-        return CPU_BATCH, "a CPU is no faster with more"
-    memory = _gpu_memory_gb(device)
-    if memory is None:
-        return GPU_BATCH, "the device's memory is not known"
-    one = IMAGE_GB.get(variant, max(IMAGE_GB.values())) * (size / 640) ** 2
-    fits = max(1.0, (memory - FIXED_GB) / one)
-    batch = min(GPU_BATCH, 2 ** int(math.log2(fits)))
-    return batch, f"{memory:.0f} GB of memory, about {one:.1f} GB an image of {variant} at {size} px"
+        few = data.images <= FEW_IMAGES_ON_CPU
+        batch = math.ceil((SMALL_BATCH if few else CPU_BATCH) / ranks) * ranks
+        return (
+            batch,
+            f"on a CPU {data.images} images learn more from many small steps"
+            if few
+            else "a CPU is no faster with more",
+        )
+    share, memory, reason = (
+        max(GPU_BATCH / ranks, LEAST_SHARE),
+        _gpu_memory_gb(device),
+        "the device's memory is not known",
+    )
+    if memory is not None:
+        one = IMAGE_GB.get(variant, max(IMAGE_GB.values())) * (size / 640) ** 2
+        share = min(share, max(1.0, (memory - FIXED_GB) / one))
+        reason = f"{memory:.0f} GB of memory, about {one:.1f} GB an image of {variant} at {size} px"
+    return ranks * 2 ** int(math.log2(share)), reason
 
 
 def _gpu_memory_gb(device: str) -> float | None:

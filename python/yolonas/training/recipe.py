@@ -114,10 +114,11 @@ class Recipe:
     def coco(cls, variant: str, **changes: Any) -> Recipe:
         """The reference's recipe for COCO, of 300 epochs from random weights: super-gradients' coco2017_yolo_nas_s.
 
-        Its batch of 32 is one GPU's of eight. There is a recipe for S only, with a note that the published weights were
-        trained by another; the others take its numbers. Views differ in three points: the affine fills the whole
-        canvas where the reference cuts it to the image's shape, its exchange of height and width in the shift is left
-        out, and the share of a box in view is of the scaled box, not of the first one.
+        Its batch of 32 is that of each of eight GPUs, ours that of all processes together: with eight ask for 256.
+        There is a recipe for S only, with a note that the published weights were trained by another; the others take
+        its numbers. Views differ in three points: the affine fills the whole canvas where the reference cuts it to the
+        image's shape, its exchange of height and width in the shift is left out, and the share of a box in view is of
+        the scaled box, not of the first one.
         """
         augmentation = Augmentation(
             colours=0.5,

@@ -17,6 +17,8 @@ from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.inference.letterbox import letterbox
 from yolonas.model import Preprocessing
 
+VIEWS = Augmentation(mosaic=0.5, mixup=0.5, swap=0.5, degrees=10)  # every source of chance
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
@@ -31,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> LabelledImages:
 
 
 def batches(data: LabelledImages, workers: int, cache: int = 0) -> list[Batch]:
-    dataset = TrainingSet(data, Preprocessing.square(64), augmentation=Augmentation(), seed=3, cache_bytes=cache)
+    dataset = TrainingSet(data, Preprocessing.square(64), augmentation=VIEWS, seed=3, cache_bytes=cache)
     sampler = DrawSampler(len(dataset), 4, seed=3, min_samples=10)
     result = []
     loader = DataLoader(

@@ -10,7 +10,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _canvas(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
+def canvas(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, int] | None:
     """(height, width) of `640`, or of `384,640`."""
     if value is None:
         return None
@@ -53,7 +53,7 @@ device = click.option(
 imgsz = click.option(
     "--imgsz",
     metavar="SIDE|HEIGHT,WIDTH",
-    callback=_canvas,
+    callback=canvas,
     help="Size of the network's canvas, in multiples of 32.  [default: the checkpoint's]",
 )
 batch = click.option(

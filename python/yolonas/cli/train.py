@@ -52,7 +52,7 @@ HELD_OUT = 5  # without validation images one in so many is taken for it
     show_default=True,
     help="auto: sized by data, start, device and time; coco, roboflow: the reference's. The options below change it.",
 )
-@options.imgsz
+@click.option("--imgsz", metavar="SIDE", callback=options.canvas, help="Side of the square canvas, a multiple of 32.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images in a step.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the images.")
 @click.option(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.data.summary import DataSummary
@@ -72,6 +73,8 @@ def test_small_objects_get_a_larger_canvas() -> None:
     assert Recipe.auto(MANY, "s", "cpu", start_size=640).image_size == 320
     assert Recipe.auto(replace(MANY, sides=(), smallest=0.0), "s").image_size == 320
     assert all(size % 32 == 0 for size in CANVASES)
+    if not torch.cuda.is_available():
+        assert Recipe.auto(MANY, "s", "auto") == Recipe.auto(MANY, "s", "cpu")
 
 
 def test_the_batch_fits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 from yolonas.data.augment import Augmentation
 from yolonas.data.labelled import LabelledImages
 from yolonas.data.summary import DataSummary
+from yolonas.inference.device import resolve_device
 from yolonas.training.recipe import Freeze, Recipe
 
 CANVASES = (320, 416, 512, 640, 800, 960, 1280)
@@ -65,6 +66,7 @@ def size_recipe(
     found = data if isinstance(data, DataSummary) else DataSummary.of(data)
     if found.images < 1:
         raise ValueError("there is no image to train on")
+    device = str(resolve_device(device)) if device == "auto" else device
     kind, trained, n_val = device.partition(":")[0], start_size is not None, len(val) if val is not None else 0
     origin = "from trained weights" if trained else "from random weights"
     chosen: dict[str, tuple[Any, str]] = {}
@@ -120,28 +122,26 @@ def _canvas(data: DataSummary, kind: str, start_size: int | None) -> tuple[int, 
     shown += f"{data.smallest * size:.0f} px"
     if size == least:
         return size, f"{why}; {shown}"
-    limit = (
-        "" if size >= needed else f", more than which {'the images' if size == useful else 'this device'} cannot use"
-    )
-    return size, f"for small objects{limit}; {shown}"
+    if size < needed:
+        return (
+            size,
+            f"for small objects, more than which the {'images' if size == useful else 'device'} cannot use; {shown}",
+        )
+    return size, f"for small objects; {shown}"
 
 
 def _batch(data: DataSummary, variant: str, device: str, kind: str, size: int) -> tuple[int, str]:
     """The batch of all processes together, the same number in each."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
     if kind == "cpu":
-        few = data.images <= FEW_IMAGES_ON_CPU
-        batch = math.ceil((SMALL_BATCH if few else CPU_BATCH) / ranks) * ranks
-        return (
-            batch,
-            f"on a CPU {data.images} images learn more from many small steps"
-            if few
-            else "a CPU is no faster with more",
-        )
-    share, memory, reason = (
+        batch, reason = CPU_BATCH, "a CPU is no faster with more"
+        if data.images <= FEW_IMAGES_ON_CPU:
+            batch, reason = SMALL_BATCH, f"on a CPU {data.images} images learn more from many small steps"
+        return math.ceil(batch / ranks) * ranks, reason
+    share, reason, memory = (
         max(GPU_BATCH / ranks, LEAST_SHARE),
-        _gpu_memory_gb(device),
         "the device's memory is not known",
+        _gpu_memory_gb(device),
     )
     if memory is not None:
         one = IMAGE_GB.get(variant, max(IMAGE_GB.values())) * (size / 640) ** 2
@@ -168,7 +168,7 @@ def _augmentation(data: DataSummary, size: int) -> tuple[Augmentation, str]:
     """Mosaic always; mirroring only where no class is a left or a right one; small objects are not halved."""
     sided = [name for name in data.names if {"left", "right"} & set(_words(name))]
     small = bool(data.sides) and data.side(0.25, size) < SMALL_SIDE
-    reasons = ["mosaic makes the most of few images" if data.images < 1000 else "mosaic"]
+    reasons = ["mosaics show more objects of other sizes in other places"]
     reasons += [f"no mirroring, because of the class {sided[0]}"] if sided else []
     reasons += [f"scaled down little, as a quarter of the objects is below {SMALL_SIDE} px"] if small else []
     flip, scale = 0.0 if sided else 0.5, (0.75, 1.5) if small else (0.5, 1.5)

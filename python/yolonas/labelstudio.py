@@ -316,7 +316,7 @@ def _enclosing_box(value: Mapping[str, Any], width: int, height: int) -> tuple[f
         x, w = (float(value[key]) * width / 100.0 for key in ("x", "width"))
         y, h = (float(value[key]) * height / 100.0 for key in ("y", "height"))
         angle = math.radians(float(value.get("rotation") or 0.0))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     if not all(math.isfinite(number) for number in (x, y, w, h, angle)):
         return None

@@ -140,7 +140,8 @@ def test_a_clean_set_has_a_short_report(tmp_path: Path) -> None:
     album = Album("cat")
     for number in range(10):
         album.add(noise(tmp_path / f"{number}.jpg", number), (0, 0, 64.9, 48))  # rounding is no news
-    assert data_report(usable(album.data), LabelledImages(("cat",), []), 64) == ["objects        cat 10"]
+    report = data_report(usable(album.data), LabelledImages(("cat",), []), 64)
+    assert report == ["left out       nothing", "objects        cat 10"]
 
 
 def test_boxes_that_mean_something_else(tmp_path: Path) -> None:

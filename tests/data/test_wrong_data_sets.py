@@ -22,6 +22,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from yolonas.cli import main
+from yolonas.data.readers import read_dataset
+from yolonas.errors import DataError
 
 IMAGES = 5
 Case = tuple[Callable[[Path], Any], int, str]
@@ -458,6 +460,61 @@ def test_a_wrong_data_set(tmp_path: Path, build: Callable[[Path], Path], code: i
 
 def test_there_are_thirty_and_more() -> None:
     assert len(CASES) >= 30
+
+
+JUNK = [
+    *(None, True, 0, -1, 10**30, 10**400, 1e300, math.nan, -math.inf, "", "x", "1", "\0", "../" * 40, [], [[]], {}),
+    *([1, 2, 3, 4], {"id": 1}, [None], ["x"], {"rectanglelabels": 5}, [{"rectanglelabels": [["x"]]}]),
+]
+
+
+def spoiled(rng: np.random.Generator, value: Any) -> Any:
+    """A copy of a json value in which one thing, somewhere, is replaced, removed or doubled."""
+    if not isinstance(value, list | dict) or not value or rng.random() < 0.1:
+        return JUNK[rng.integers(len(JUNK))]
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key = keys[rng.integers(len(keys))]
+    changed = value.copy()
+    if rng.random() < 0.1:
+        del changed[key]
+    elif isinstance(value, list) and rng.random() < 0.1:
+        changed.append(value[key])
+    else:
+        changed[key] = spoiled(rng, value[key])
+    return changed
+
+
+def json_min() -> list[dict[str, Any]]:
+    def item(task: dict[str, Any]) -> dict[str, Any]:
+        (annotation,) = task["annotations"]
+        return {**task["data"], "id": task["id"], "label": [r["value"] for r in annotation["result"]], "annotator": 1}
+
+    return [item(task) for task in tasks()]
+
+
+@pytest.mark.parametrize("content", [document(), tasks(), json_min()], ids=["COCO", "Label Studio", "JSON_MIN"])
+def test_a_json_file_with_anything_wrong_is_read_or_gets_a_sentence(tmp_path: Path, content: Any) -> None:
+    path = coco(tmp_path)
+    rng = np.random.default_rng(0)
+    read, refused, sentences = 0, 0, set[str]()
+    for _ in range(300):
+        wrong = spoiled(rng, content)
+        path.write_text(json.dumps(wrong))
+        try:
+            data = read_dataset(path)
+        except DataError as error:
+            sentences.add(str(error))
+            refused += 1
+            continue
+        read += 1
+        for image in data.images:
+            assert (image.boxes[:, 2:] > image.boxes[:, :2]).all(), wrong
+            assert (image.boxes >= 0).all(), wrong
+            assert (image.boxes <= (image.width, image.height) * 2).all(), wrong
+            assert ((image.labels >= 0) & (image.labels < len(data.names))).all(), wrong
+    assert read > 50
+    assert refused > 50
+    assert all(sentence.startswith(str(path)) and "\n" not in sentence for sentence in sentences), sentences
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def data_report(train: LabelledImages, val: LabelledImages, canvas: int, *, exam
     """
     dropped, changed = [*train.dropped, *val.dropped], [*train.changed, *val.changed]
     rows = [
-        *_column("left out", _grouped(dropped, examples)),
+        *_column("left out", _grouped(dropped, examples) or ["nothing"]),
         *_column("changed", [*_grouped(changed, examples), *_cut(train, val, dropped, changed)]),
         *_column("objects", _classes(train, val)),
         *_column("negatives", _negatives(train, val)),

@@ -41,7 +41,9 @@ def test_wheel_and_editable_install_without_torch_and_without_cuda(tmp_path: Pat
     wheels = tmp_path / "wheels"
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", wheels, REPOSITORY, YOLONAS_CUDA="OFF")
     (wheel,) = wheels.glob("yolonas-*.whl")
-    assert not [name for name in ZipFile(wheel).namelist() if name.endswith((".a", ".h", ".cmake"))]
+    names = ZipFile(wheel).namelist()
+    assert not [name for name in names if name.endswith((".a", ".h", ".cmake"))]
+    assert "yolonas/training/report.css" in names
     run(sys.executable, "-m", "venv", tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
     run(python, "-m", "pip", "install", "-q", wheel)

@@ -35,8 +35,8 @@ def worst_section(data: LabelledImages, analysis: Analysis) -> str:
         return "<p>There is no image with an error.</p>"
     wrong = sum(image.errors > 0 for image in analysis.images)
     intro = (
-        f"<p>{wrong} of {len(data)} images have errors. These {len(worst)} have the most: missed objects, false boxes "
-        "and wrong classes at the operating threshold, counted.</p>"
+        f"<p>{wrong} of {len(data)} images have errors. These {len(worst)} have the most (missed objects, false boxes "
+        "and wrong classes at the operating threshold).</p>"
         + _legend({"right": "right", "missed": "missed", "false": "false", "wrong": "wrong class"})
     )
     names = _file_names(data)

@@ -23,8 +23,13 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 SIDE = 160
 HOSTILE = '<script>alert("x")</script>'
 RECORD = {
-    "recipe": {"batch": 8, "lr": 4e-3, "seed": 0},
-    "reasons": {"batch": f"because {HOSTILE}", "lr": "from random weights"},
+    "recipe": {
+        "batch": 8,
+        "lr": 4e-3,
+        "augmentation": {f"kind{k}": 0.5 for k in range(30)} | {"scale": [0.5, 1.5]},
+        "seed": 0,
+    },
+    "reasons": {"batch": f"because {HOSTILE}", "lr": "from random weights", "augmentation": "few images"},
     "train_images": 30,
     "train_objects": 90,
     "device": "cpu",
@@ -138,6 +143,7 @@ def test_says_what_was_measured(small: tuple[LabelledImages, list[Detections]], 
     assert page.says("1 missed, 1 false, 1 wrong class, 2 right")
     assert page.says("1 entry of the data could not be used")
     assert page.says("from random weights")
+    assert page.says("kind29 0.5, scale 0.5 to 1.5")
     assert page.count("figure", **{"class": "worst"}) == 12
     assert page.count("figure", **{"class": "pr"}) == 3
     assert page.count("polyline", **{"class": "line s0"}) == 3 + 3
@@ -151,7 +157,11 @@ def test_hostile_names_stay_text(small: tuple[LabelledImages, list[Detections]],
     # The same elements with the same attributes as with harmless names.
     harmless = made(tmp_path / "images", 14, 3, names=("cat", "dog", "bird"), file="plain")
     plain = report(
-        tmp_path, *harmless, history=history(2), record={**RECORD, "reasons": {"batch": "x", "lr": "y"}}, dropped=["x"]
+        tmp_path,
+        *harmless,
+        history=history(2),
+        record={**RECORD, "reasons": {"batch": "x", "lr": "y", "augmentation": "z"}},
+        dropped=["x"],
     )
     assert [(tag, set(attributes)) for tag, attributes in page.tags] == [(tag, set(a)) for tag, a in plain.tags]
     assert page.says(HOSTILE)
@@ -256,6 +266,10 @@ def test_in_a_browser(small: tuple[LabelledImages, list[Detections]], tmp_path: 
         for width in (1280, 400):
             page.set_viewport_size({"width": width, "height": 900})
             overflow[width] = page.evaluate("document.documentElement.scrollWidth") - width
+            if width == 1280:
+                overflow["recipe"] = page.evaluate(
+                    "(part => part.scrollWidth - part.clientWidth)(document.querySelector('#recipe .scroll'))"
+                )
         sizes = page.evaluate(
             """Promise.all([...document.querySelectorAll('image')].map(async element => {
                 const image = new Image();
@@ -270,7 +284,7 @@ def test_in_a_browser(small: tuple[LabelledImages, list[Detections]], tmp_path: 
     assert [url for url in requests if not url.startswith("data:image/")] == [address]
     assert complaints == []
     assert dialogs == []
-    assert overflow == {1280: 0, 400: 0}
+    assert overflow == {1280: 0, "recipe": 0, 400: 0}
     assert len(sizes) >= 12
     assert min(min(pair) for pair in sizes) > 0
     assert len(copies) == 12

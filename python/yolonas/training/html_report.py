@@ -271,27 +271,33 @@ def _classes(analysis: Analysis) -> str:
 def _recipe(record: Mapping[str, Any]) -> str:
     recipe, reasons = record["recipe"], record.get("reasons") or {}
 
-    def value(name: str) -> str:
-        found = recipe.get(name)
-        return f"{found:g}" if isinstance(found, float) else str(found)
-
     text = ""
     if reasons:
         rows = "".join(
-            f'<tr><th scope="row">{escape(str(name))}</th><td>{escape(value(name))}</td>'
+            f'<tr><th scope="row">{escape(str(name))}</th><td class="words">{escape(_plain(recipe.get(name)))}</td>'
             f'<td class="words">{escape(str(reason))}</td></tr>'
             for name, reason in reasons.items()
         )
         text = (
-            '<div class="scroll"><table><thead><tr><th class="words">choice</th><th>value</th><th class="words">because'
-            f"</th></tr></thead><tbody>{rows}</tbody></table></div>"
+            '<div class="scroll"><table class="choices"><thead><tr><th class="words">choice</th>'
+            '<th class="words">value</th><th class="words">because</th></tr></thead>'
+            f"<tbody>{rows}</tbody></table></div>"
         )
-    others = {name: value(name) for name in recipe if name not in reasons}
+    others = {name: _plain(value) for name, value in recipe.items() if name not in reasons}
     listed = "".join(f"<li>{escape(name)}: {escape(shown)}</li>" for name, shown in others.items())
     if listed:
         heading = "All other settings" if reasons else "All settings"
         text += f'<details><summary>{heading}</summary><ul class="plain">{listed}</ul></details>'
     return text
+
+
+def _plain(value: Any) -> str:
+    """A value of a recipe as people write it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return " to ".join(_plain(inner) for inner in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _dropped(lines: Sequence[str]) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
-import inspect
 import json
 import os
 import resource
@@ -186,12 +185,8 @@ def automatic(data: Any, val: Any, seconds: float, seed: int, start: Any = None,
 
     views = changes.pop("augmentation", {})
     changes |= {"image_size": SIZE, "seed": seed}
-    if "n_val" in inspect.signature(Recipe.auto).parameters:
-        scratch = start is None
-        recipe = Recipe.auto(len(data), VARIANT, "cpu", seconds, from_scratch=scratch, n_val=len(val), **changes)
-    else:
-        size = SIZE if start is not None else None
-        recipe = Recipe.auto(data, VARIANT, "cpu", seconds, val=val, start_size=size, **changes)
+    size = None if start is None else SIZE
+    recipe = Recipe.auto(data, VARIANT, "cpu", seconds, val=val, start_size=size, **changes)
     return replace(recipe, augmentation=replace(recipe.augmentation, **views), workers=0)
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -251,6 +253,9 @@ def main() -> None:
         name, size, batch = json.loads(options.memory)
         print(memory(name, options.variant, size, batch, torch.device(options.device)))
         return
+    if options.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        print("torch.compile is left out: it needs a C++ compiler, g++ or clang++", file=sys.stderr)
+        options.compile = False
     options.rounds = options.rounds or (50 if options.device == "cuda" else 5)
     name = torch.cuda.get_device_name() if options.device == "cuda" else None
     report = Report(

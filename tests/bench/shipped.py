@@ -14,7 +14,6 @@ from datetime import date
 from pathlib import Path
 
 from measuring import REPOSITORY, processor_slug
-
 from yolonas import Detector, checkpoint
 from yolonas.data.readers import read_dataset
 from yolonas.evaluation import evaluate

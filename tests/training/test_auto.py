@@ -124,7 +124,7 @@ def test_evaluations_and_patience_follow_the_validation_images() -> None:
     assert Recipe.auto(FEW, "n").evaluate_every == 10
     assert Recipe.auto(FEW, "n").patience == 0
     assert Recipe.auto(FEW, "n", val=images(9)).patience == 0
-    assert Recipe.auto(FEW, "n", val=images(50)).patience == 75, "0.3 of 250 epochs"
+    assert Recipe.auto(FEW, "n", val=images(50)).patience == 38, "0.3 of 125 evaluations"
     assert Recipe.auto(FEW, "n", val=images(50), time_budget_s=60).patience == 0
 
 

@@ -43,7 +43,7 @@ WARMUP_EPOCHS, MOST_WARMUP_STEPS = 3, 1000
 # tuned ("Frustratingly Simple Few-Shot Object Detection", arXiv 2003.06957, at most 30 objects a class).
 FREEZE_IMAGES, FREEZE_OBJECTS = 20, 30
 SMALL_SIDE = 24  # px: where a quarter of the objects is smaller, views do not halve them
-# Of the time; and the cost of an evaluated image to a trained one's: n at 320 px takes 0.057 s to 0.053 s, on one thread
+# Of the time; and the cost of an evaluated image to a trained one's: for n at 320 px 0.057 s to 0.053 s, on one thread
 # of a CPU that trains in bfloat16 (calibration included; in float32 training costs twice as much).
 EVALUATION_SHARE, EVALUATED_TO_TRAINED = 0.25, 1.0
 UNEVALUATED_EPOCHS = 10  # between checkpoints without validation images

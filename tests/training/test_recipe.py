@@ -176,3 +176,9 @@ def test_time_budget_drives_the_rate_and_keeps_room_for_the_last_evaluation(monk
     plan.step = 9000  # epochs are an upper bound too
     now -= 85
     assert plan.progress() == pytest.approx(0.9)
+
+
+def test_a_batch_without_variance_is_refused() -> None:
+    with pytest.raises(ValueError, match="one image at 32 px has no variance"):
+        Recipe(image_size=32, batch=1)
+    assert Recipe(image_size=32, batch=2).batch == 2

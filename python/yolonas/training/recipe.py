@@ -70,6 +70,8 @@ class Recipe:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.image_size < 32 or self.image_size % 32:
             raise ValueError(f"image_size must be a multiple of 32, at least 32, not {self.image_size}")
+        if self.batch * (self.image_size // 32) ** 2 == 1:
+            raise ValueError("a batch of one image at 32 px has no variance for the batch norms: raise either")
         for name in ("lr", "clip_norm"):
             value = getattr(self, name)
             if not (name == "clip_norm" and value is None) and not (math.isfinite(value) and value > 0):

@@ -352,3 +352,16 @@ def test_sixteen_bit_precision_trains_and_is_written_down(
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
     with pytest.raises(YolonasError, match="float16 needs a GPU"):
         train(*data, recipe=replace(RECIPE, precision="float16"), out_dir=tmp_path, variant="n", device="cpu")
+
+
+def test_the_licences_of_start_and_teacher_both_bind(
+    data: tuple[LabelledImages, LabelledImages], tmp_path: Path
+) -> None:
+    model = YoloNAS("n", 2, class_names=NAMES)
+    recipe = replace(RECIPE, epochs=1, distillation=1.0)
+    options = {"start": Checkpoint(model, license="one"), "out_dir": tmp_path, "device": "cpu"}
+    result = train(*data, recipe=recipe, teacher=Checkpoint(model, license="two"), **options)
+    assert checkpoint.load(result.last).license == "one; and two"
+    assert checkpoint.load(result.last).record["taught"]
+    result = train(*data, recipe=replace(recipe, distillation=0.0), teacher=Checkpoint(model, license="two"), **options)
+    assert checkpoint.load(result.last).license == "one", "nothing of the teacher is in it"

@@ -48,7 +48,7 @@ def task_aligned(
     when it assigns image by image; its batched form, the default, keeps them.
     """
     batch, _, num_classes = predicted_scores.shape
-    ious = _pairwise_iou(targets.boxes, predicted_boxes)  # [B, G, A]
+    ious = pairwise_iou(targets.boxes, predicted_boxes)  # [B, G, A]
     images = torch.arange(batch, device=ious.device).unsqueeze(-1)
     metric = predicted_scores.transpose(1, 2)[images, targets.labels].pow(alpha) * ious.pow(beta)
 
@@ -85,7 +85,7 @@ def atss(
     predicted box.
     """
     batch, most, _ = targets.boxes.shape
-    ious = _pairwise_iou(targets.boxes, anchors.expand(batch, -1, -1))
+    ious = pairwise_iou(targets.boxes, anchors.expand(batch, -1, -1))
     points = (anchors[:, :2] + anchors[:, 2:]) / 2
     centres = (targets.boxes[..., :2] + targets.boxes[..., 2:]) / 2
     distances = (centres.reshape(-1, 1, 2) - points).norm(dim=-1).reshape(batch, most, -1)
@@ -101,11 +101,11 @@ def atss(
     inside = _points_inside(points, targets.boxes)
     near = torch.zeros_like(inside).scatter_(-1, candidates, True)
     positive = _resolve(near & (ious > threshold) & inside & targets.mask.unsqueeze(-1), ious)
-    predicted = _pairwise_iou(targets.boxes, predicted_boxes) * positive
+    predicted = pairwise_iou(targets.boxes, predicted_boxes) * positive
     return _gather(positive, targets, predicted.amax(1), num_classes)
 
 
-def _pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
+def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
     """IoU of boxes [B, G, 4] and [B, A, 4] -> [B, G, A]."""
     x1, y1, x2, y2 = first.unsqueeze(2).unbind(-1)
     left, top, right, bottom = second.unsqueeze(1).unbind(-1)

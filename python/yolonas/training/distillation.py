@@ -15,8 +15,8 @@ from yolonas.errors import DataError
 from yolonas.evaluation import label_map
 from yolonas.model import Preprocessing, RawOutput, YoloNAS
 from yolonas.training import distributed
-from yolonas.training.assigner import _pairwise_iou
-from yolonas.training.loss import _flatten, _rows
+from yolonas.training.assigner import pairwise_iou
+from yolonas.training.loss import flatten_maps, point_rows
 
 POINTS = 1024  # anchor points of an image that are compared: the teacher's best
 AGREEMENT_IOU = 0.5  # between the teacher's box and a label of the same class
@@ -69,8 +69,8 @@ class Distiller:
         with torch.autocast(kind, enabled=False):
             lesson = self.lesson(taught, targets)
             normaliser = distributed.total(lesson.weights.sum()).clamp(min=1.0) / distributed.size()
-            logits = _flatten(output.class_logits).take_along_dim(lesson.points.unsqueeze(-1), 1)
-            sides = _rows(output.box_logits, lesson.points).unflatten(-1, (4, self.reg_max + 1))
+            logits = flatten_maps(output.class_logits).take_along_dim(lesson.points.unsqueeze(-1), 1)
+            sides = point_rows(output.box_logits, lesson.points).unflatten(-1, (4, self.reg_max + 1))
             classes = (lesson.weights * _binary_divergence(lesson.logits, logits)).sum()
             boxes = (lesson.weights.amax(-1) * _divergence(lesson.sides, sides, TEMPERATURE).mean(-1)).sum()
             return (classes + BOX_WEIGHT * boxes) / normaliser
@@ -78,18 +78,18 @@ class Distiller:
     @torch.no_grad()
     def lesson(self, taught: RawOutput, targets: Targets) -> Lesson:
         """What of the teacher's maps the labels agree with, at its best points."""
-        logits = _flatten(taught.class_logits)[..., self.rows]  # [B, A, C]
+        logits = flatten_maps(taught.class_logits)[..., self.rows]  # [B, A, C]
         scores = logits.sigmoid() * self.known
         points = scores.amax(-1).topk(min(POINTS, scores.shape[1])).indices  # [B, P]
         at = points.unsqueeze(-1)
         boxes = ops.dfl_decode(list(taught.box_logits), self.strides).take_along_dim(at, 1)
-        near = (_pairwise_iou(targets.boxes, boxes) >= AGREEMENT_IOU) & targets.mask.unsqueeze(-1)  # [B, G, P]
+        near = (pairwise_iou(targets.boxes, boxes) >= AGREEMENT_IOU) & targets.mask.unsqueeze(-1)  # [B, G, P]
         labels = (targets.labels.unsqueeze(-1) == torch.arange(len(self.rows), device=at.device)).float()
         agreed = near.float().transpose(1, 2) @ labels > 0  # [B, P, C]
         return Lesson(
             points,
             logits.take_along_dim(at, 1),
-            _rows(taught.box_logits, points).unflatten(-1, (4, self.reg_max + 1)),
+            point_rows(taught.box_logits, points).unflatten(-1, (4, self.reg_max + 1)),
             scores.take_along_dim(at, 1) * agreed,
         )
 

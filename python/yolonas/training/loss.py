@@ -68,7 +68,7 @@ class DetectionLoss(nn.Module):
         """Losses of maps [B, C, h, w] and [B, 4 * (reg_max + 1), h, w] per level, of any float dtype."""
         with torch.autocast(output.class_logits[0].device.type, enabled=False):
             grid = Grid.of(output.class_logits, self.strides)
-            class_logits = _flatten(output.class_logits)  # [B, A, C]
+            class_logits = flatten_maps(output.class_logits)  # [B, A, C]
             boxes = ops.dfl_decode([level.detach() for level in output.box_logits], self.strides)  # [B, A, 4] canvas px
             assignment = self.assign(class_logits.detach().sigmoid(), boxes, grid, targets)
             scores = assignment.scores.sum(-1)  # [B, A], 0 for background
@@ -123,7 +123,7 @@ class DetectionLoss(nn.Module):
         """
         most = ATSS_TOP_K * len(self.strides) if self.assigner == "atss" else TASK_ALIGNED_TOP_K
         weight, points = scores.topk(min(most * targets, scores.shape[1]))  # [B, P]
-        box_logits = _rows(maps, points).unflatten(-1, (4, self.reg_max + 1))  # [B, P, 4, bins]
+        box_logits = point_rows(maps, points).unflatten(-1, (4, self.reg_max + 1))  # [B, P, 4, bins]
         stride = grid.strides[points]
         cells = grid.points[points] / stride
         target_boxes = target_boxes.take_along_dim(points.unsqueeze(-1), 1) / stride
@@ -160,12 +160,12 @@ class Grid(NamedTuple):
         return cls(torch.cat(points), torch.cat(columns), tuple(len(level) for level in points))
 
 
-def _flatten(maps: Sequence[Tensor]) -> Tensor:
+def flatten_maps(maps: Sequence[Tensor]) -> Tensor:
     """Maps [B, C, h, w] of all levels -> [B, A, C] float32."""
     return torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2).float() for level in maps], dim=1)
 
 
-def _rows(maps: Sequence[Tensor], points: Tensor) -> Tensor:
+def point_rows(maps: Sequence[Tensor], points: Tensor) -> Tensor:
     """The logits of points [B, P] from maps [B, C, h, w] of all levels -> [B, P, C] float32."""
     rows, first = torch.zeros((), device=points.device), 0
     for level in maps:

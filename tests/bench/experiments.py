@@ -52,6 +52,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "no mosaic": {"augmentation": {"mosaic": 0.0}},
     "float32": {"precision": "float32"},  # auto is bfloat16 on a CPU that multiplies it faster
     "mean of the 3 best": {"average_best": 3},
+    "batch 4": {"batch": 4},  # auto's on a CPU for up to 64 images
+    "batch 8": {"batch": 8},
 }
 NEXT: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -93,7 +95,11 @@ EXPERIMENTS = (
     Experiment(
         "from-scratch",
         "Options of a training from random weights, 60 s.",
-        {20: tuple(CHANGES)[1:], 100: ("mosaic to the end", "float32")},
+        {
+            20: ("mosaic to the end", "no mosaic", "float32", "mean of the 3 best", "batch 8"),
+            100: ("batch 4", "mosaic to the end"),
+            205: ("batch 4",),
+        },
         baseline=("learning-curve", "auto"),
     ),
 )

@@ -63,10 +63,7 @@ NEXT: dict[str, dict[str, Any]] = {
     "pseudo-labels": {},
     "pseudo-labels and distillation": {"distillation": 1.0},
 }
-PEER: dict[str, dict[str, Any]] = {  # numbers that its command takes
-    "modern-yolonas, our batch and rate": {"batch": None, "lr": None},  # None: what Recipe.auto chooses
-    "modern-yolonas, its defaults": {"batch": 32, "lr": 2e-4},
-}
+PEER = "modern-yolonas, our batch and rate"
 BASE_IMAGES = 20
 
 EXPERIMENTS = (
@@ -78,7 +75,7 @@ EXPERIMENTS = (
     Experiment(
         "peer",
         "modern-yolonas 0.5's training from random weights, 60 s, against ours.",
-        {20: tuple(PEER)[:1], 205: tuple(PEER)},
+        dict.fromkeys((20, 205), (PEER,)),
         baseline=("learning-curve", "auto"),
         verdicts=("better than ours", "worse than ours"),
     ),
@@ -249,7 +246,7 @@ def train_peer(key: Key, data: Data, seconds: float, folder: Path) -> tuple[Call
 
     train = data.first(key.images)
     recipe = automatic(train, data.val, seconds, key.seed)
-    numbers = {"batch": recipe.batch, "lr": recipe.lr} | {k: v for k, v in PEER[key.option].items() if v is not None}
+    numbers = {"batch": recipe.batch, "lr": recipe.lr}
     trained = peer.train(
         train, data.val, variant=VARIANT, size=SIZE, amp=True, seed=key.seed, budget_s=seconds, folder=folder, **numbers
     )

@@ -2,35 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hand_made import NAMES, found, labelled
 from yolonas.analysis import FALSE, Verdict, analyse
-from yolonas.data.labelled import LabelledImage, LabelledImages
+from yolonas.data.labelled import LabelledImages
 from yolonas.evaluation import coco_ap
 from yolonas.inference.detections import Detections
-
-NAMES = ("cat", "dog")
-
-
-def labelled(boxes: list, labels: list[int], crowd: list[bool] | None = None, image_id: int = 1) -> LabelledImage:
-    return LabelledImage(
-        Path(f"{image_id}.jpg"),
-        np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        np.array(labels, dtype=np.int64),
-        np.array(crowd or [False] * len(labels), dtype=bool),
-        width=100,
-        height=100,
-        image_id=image_id,
-    )
-
-
-def found(boxes: list, scores: list[float], labels: list[int], names: tuple[str, ...] = NAMES) -> Detections:
-    return Detections(boxes, scores, labels, names, (100, 100))
 
 
 def test_each_verdict() -> None:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hand_made import NAMES, found, labelled
 from yolonas.data.readers import LabelledImage, LabelledImages, read_dataset
 from yolonas.errors import DataError
 from yolonas.evaluation import Metrics, best_f1_threshold, coco_ap, evaluate, label_map, predict_dataset
@@ -19,24 +20,6 @@ from yolonas.inference.detections import Detections
 from yolonas.inference.detector import Detector
 from yolonas.inference.sources import write_image
 from yolonas.model import Preprocessing, YoloNAS
-
-NAMES = ("cat", "dog")
-
-
-def labelled(boxes: list, labels: list[int], crowd: list[bool] | None = None, image_id: int = 1) -> LabelledImage:
-    return LabelledImage(
-        Path(f"{image_id}.jpg"),
-        np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        np.array(labels, dtype=np.int64),
-        np.array(crowd or [False] * len(labels), dtype=bool),
-        width=100,
-        height=100,
-        image_id=image_id,
-    )
-
-
-def found(boxes: list, scores: list[float], labels: list[int], names: tuple[str, ...] = NAMES) -> Detections:
-    return Detections(boxes, scores, labels, names, (100, 100))
 
 
 def perfect(data: LabelledImages, names: tuple[str, ...] | None = None) -> list[Detections]:

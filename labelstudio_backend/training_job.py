@@ -39,7 +39,6 @@ log = logging.getLogger(__name__)
 NICENESS = 10  # predictions come first
 THRESHOLD_BOXES = 20  # with fewer held-out boxes the operating threshold is taken from training images
 HIGHEST_GUESS = 0.25  # and then not above this, as scores are too good on what was trained on
-DISTILLATION = 1.0  # weight of what the version that serves says of labels that it agrees with; see Distiller
 # Shares of the job's progress at which pulling, fetching and training end.
 PULLED, FETCHED, TRAINED = 0.02, 0.1, 0.9
 
@@ -211,7 +210,6 @@ class _Training:
         scratch = not base.trained and base.weights == UNTRAINED
         start = load_checkpoint(base)
         variant = start.model.variant
-        teaches = base.trained and not set(data.names).isdisjoint(start.model.class_names)
         recipe = Recipe.auto(
             data.train,
             variant,
@@ -219,7 +217,6 @@ class _Training:
             self.settings.train_minutes * 60,
             start_size=None if scratch else max(start.model.preprocessing.image_size),
             image_size=self.settings.image_size,
-            distillation=DISTILLATION if teaches else 0.0,
         )
 
         def on_epoch(report: EpochReport) -> None:
@@ -235,7 +232,6 @@ class _Training:
                 recipe=recipe,
                 out_dir=self.resume_file.parent,
                 start=None if scratch else start,
-                teacher=start if teaches else None,
                 variant=variant,
                 resume=True,
                 device=self.settings.device,

@@ -159,17 +159,6 @@ def test_a_version_that_the_gate_refuses_does_not_serve(bench: Bench, monkeypatc
     assert job.record["training"]["recipe"]["lr"] < RATES_FROM_RANDOM["n"], "from trained weights"
 
 
-def test_the_version_that_serves_teaches_the_next_one_what_both_know(bench: Bench) -> None:
-    for label, taught in (("Square", False), ("Square", True), ("Circle", False)):  # before the first there is nobody
-        bench.studio.configs = [config(label)]
-        bench.studio.tasks = [task(n, label=label) for n in range(1, 13)]
-        job = bench.train()
-        assert job.state == "succeeded", job.reason
-        version = bench.project.current()
-        assert checkpoint.load(version.weights).record["taught"] is taught
-        assert (version.record["training"]["recipe"]["distillation"] > 0) is taught
-
-
 def test_labels_that_vanished_are_dropped_and_labels_that_came_meanwhile_queue_another_training(bench: Bench) -> None:
     bench.studio.tasks += [task(n, label="Triangle") for n in range(30, 34)]
     bench.studio.configs = [config("Square"), config("Square", "Circle")]

@@ -99,14 +99,6 @@ def test_the_batch_fits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GB" in Recipe.auto(MANY, "l", "cuda:0").reasons["batch"]
 
 
-def test_few_images_leave_the_backbone_of_a_trained_start_alone() -> None:
-    assert Recipe.auto(FEW, "s", start_size=640).freeze == "backbone"
-    assert Recipe.auto(FEW, "s").freeze == "none"
-    assert Recipe.auto(MANY, "s", start_size=640).freeze == "none"
-    assert Recipe.auto(replace(FEW, objects=500), "s", start_size=640).freeze == "none"
-    assert Recipe.auto(replace(FEW, images=21), "s", start_size=640).freeze == "none"
-
-
 def test_views_keep_what_a_class_name_says_and_do_not_halve_small_objects() -> None:
     assert Recipe.auto(MANY, "n").augmentation.flip == 0.5
     sided = Recipe.auto(replace(MANY, names=("left_hand", "right_hand")), "n")

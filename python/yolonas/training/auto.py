@@ -15,7 +15,7 @@ from yolonas.data.augment import Augmentation
 from yolonas.data.labelled import LabelledImages
 from yolonas.data.summary import DataSummary
 from yolonas.inference.device import resolve_device
-from yolonas.training.recipe import Freeze, Recipe
+from yolonas.training.recipe import Recipe
 
 CANVASES = (320, 416, 512, 640, 800, 960, 1280)
 LARGEST_CANVAS = {"cpu": 640, "cuda": 1280}  # a step takes time and memory in proportion to its square
@@ -39,9 +39,6 @@ RATES_FROM_TRAINED = {"n": 1e-3, "s": 5e-4, "m": 4e-4, "l": 4e-4}
 RATES_FROM_RANDOM = {"n": 4e-3, "s": 2e-3, "m": 1e-3, "l": 1e-3}
 WARMUP_EPOCHS, MOST_WARMUP_STEPS = 3, 1000
 
-# With so few images the backbone stays as it was: few-shot detectors do better when only the end of the network is
-# tuned ("Frustratingly Simple Few-Shot Object Detection", arXiv 2003.06957, at most 30 objects a class).
-FREEZE_IMAGES, FREEZE_OBJECTS = 20, 30
 SMALL_SIDE = 24  # px: where a quarter of the objects is smaller, views do not halve them
 # Of the time; and the cost of an evaluated image to a trained one's: for n at 320 px 0.057 s to 0.053 s, on one thread
 # of a CPU that trains in bfloat16 (calibration included; in float32 training costs twice as much).
@@ -89,7 +86,8 @@ def size_recipe(
     else:
         epochs = choose("epochs", UNLIMITED, "as many as fit into the time")
         choose("time_budget_s", time_budget_s, "as asked")
-    choose("freeze", *_freeze(found, trained))
+    # From 20 images of BCCD to 25 and 40 a frozen backbone was no better: tests/bench/results/experiments_amd_epyc.md.
+    choose("freeze", "none", "fine-tuning all of it was no worse, with few images too")
     rates = RATES_FROM_TRAINED if trained else RATES_FROM_RANDOM
     choose("lr", rates.get(variant, rates["l"]), f"{origin} of {variant}, AdamW")
     choose("warmup_steps", min(MOST_WARMUP_STEPS, WARMUP_EPOCHS * steps), f"{WARMUP_EPOCHS} epochs")
@@ -156,14 +154,6 @@ def _gpu_memory_gb(device: str) -> float | None:
     if not torch.cuda.is_available():
         return None
     return float(torch.cuda.get_device_properties(torch.device(device)).total_memory) / 1e9
-
-
-def _freeze(data: DataSummary, trained: bool) -> tuple[Freeze, str]:
-    if not trained:
-        return "none", "random weights have everything to learn"
-    if data.images <= FREEZE_IMAGES and data.objects <= FREEZE_OBJECTS * max(len(data.names), 1):
-        return "backbone", f"{data.objects} objects on {data.images} images are too few to improve it"
-    return "none", f"{data.images} images are enough to tune all of the network"
 
 
 def _augmentation(data: DataSummary, size: int) -> tuple[Augmentation, str]:

@@ -1,4 +1,4 @@
-"""Published weights by name: a local file, else a verified download into the cache."""
+"""Weights by name: those that come with yolonas, and published ones, from a local file or a verified download."""
 
 from __future__ import annotations
 
@@ -54,20 +54,27 @@ PUBLISHED = {
 }
 
 
-def resolve(name_or_path: str | Path, *, published: Mapping[str, Published] = PUBLISHED) -> Path:
-    """The file of a checkpoint: an existing path itself, or the file of the published weights of that name.
+# Trained here from random weights, so free of Deci's terms; `yolonas info` shows the record.
+SHIPPED = ("yolo_nas_n_bccd",)
 
-    Published weights are looked for in the current folder, in the folder $YOLONAS_WEIGHTS_DIR and in the cache, and
-    otherwise downloaded into the cache if their SHA-256 is right. A name may carry a suffix (`yolo_nas_s.pt`).
-    Raises WeightsError, with what to do, for a name that is not known and for weights that cannot be had.
+
+def resolve(name_or_path: str | Path, *, published: Mapping[str, Published] = PUBLISHED) -> Path:
+    """The file of a checkpoint: an existing path itself, or the file of the weights of that name.
+
+    Weights in `SHIPPED` are part of the package. Published weights are looked for in the current folder, in the folder
+    $YOLONAS_WEIGHTS_DIR and in the cache, and otherwise downloaded into the cache if their SHA-256 is right. A name may
+    carry a suffix (`yolo_nas_s.pt`). Raises WeightsError, with what to do, for a name that is not known and for weights
+    that cannot be had.
     """
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
+    if path.name == str(path) and path.stem in SHIPPED:
+        return Path(__file__).parent / "shipped" / f"{path.stem}.safetensors"
     name = path.name.removesuffix(".pth").removesuffix(".pt").removesuffix("_coco") + "_coco"
     if path.name != str(path) or name not in published:
         hint = "a folder" if path.is_dir() else "not a file"
-        raise WeightsError(f"{path} is {hint}, and no name of published weights ({', '.join(published)})")
+        raise WeightsError(f"{path} is {hint}, and no name of weights ({', '.join([*SHIPPED, *published])})")
     weights = published[name]
     places = [Path(), cache_folder()]
     if os.environ.get("YOLONAS_WEIGHTS_DIR"):

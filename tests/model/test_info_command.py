@@ -61,7 +61,7 @@ def test_json(file: Path) -> None:
 def test_errors_are_one_sentence(tmp_path: Path) -> None:
     empty = tmp_path / "empty.pth"
     empty.touch()
-    for argument, part in ((str(empty), "it is empty"), ("nothing.pth", "no name of published weights")):
+    for argument, part in ((str(empty), "it is empty"), ("nothing.pth", "no name of weights")):
         result = run(argument)
         assert result.exit_code == 1
         assert result.output.startswith("Error: ")

@@ -15,7 +15,7 @@ import click
 def info(weights: str, imgsz: int | None, as_json: bool) -> None:
     """Show layers, parameters, GFLOPs, size, classes and preprocessing of WEIGHTS.
 
-    WEIGHTS is a checkpoint file, the name of published weights (yolo_nas_s_coco), or a variant (n, s, m, l).
+    WEIGHTS is a checkpoint file, the name of weights (yolo_nas_n_bccd), or a variant (n, s, m, l).
     """
     from dataclasses import asdict
 

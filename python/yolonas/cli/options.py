@@ -41,7 +41,7 @@ weights = click.option(
     "--weights",
     "--model",
     required=True,
-    help="Checkpoint file, or the name of published weights such as yolo_nas_s_coco.",
+    help="Checkpoint file, or the name of weights: yolo_nas_n_bccd comes along, yolo_nas_s_coco is downloaded.",
 )
 device = click.option(
     "--device",

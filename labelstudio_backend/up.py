@@ -69,7 +69,7 @@ def up(
         try:
             up = _Up(folder or default_state_dir() / ("up-images" if images else "up"), stack)
             up.choose(images, weights, [name.strip() for name in (labels or "").split(",") if name.strip()])
-            up.run(port, backend_port, weights, not no_browser)
+            up.run(port, backend_port, not no_browser)
         except KeyboardInterrupt:
             click.echo("\nStopping Label Studio and the backend ...")
     click.echo("All stopped.")
@@ -119,7 +119,12 @@ class _Up:
             stream.write(json.dumps(self.state).encode())
 
     def choose(self, images: Path | None, weights: str, labels: Sequence[str]) -> None:
-        """What the project is of: `images` to be labelled with `labels`, or the samples; it stays what it was."""
+        """What the project is of: `images` to be labelled with `labels`, or the samples; it stays what it was.
+
+        So do the weights that projects start from, unless others are asked for.
+        """
+        if weights != "auto" or "weights" not in self.state:
+            self._remember(weights=weights)
         if "project" in self.state:
             if images and str(images.absolute()) != self.state.get("images"):
                 kept = self.state.get("images", "the sample images")
@@ -133,7 +138,7 @@ class _Up:
             raise YolonasError(f"the folder {images} holds no image: give --images another")
         self._remember(images=str(images.absolute()), labels=list(labels) or class_names_of(weights))
 
-    def run(self, port: int | None, backend_port: int | None, weights: str, browser: bool) -> None:
+    def run(self, port: int | None, backend_port: int | None, browser: bool) -> None:
         """Start everything and wait for Ctrl-C."""
         from labelstudio_backend.registry import choose_weights
 
@@ -150,7 +155,7 @@ class _Up:
         backend = _port(backend_port, usual, "the backend", "give another --backend-port")
         self._remember(backend_port=backend)
         local_label_studio.install(click.echo)
-        chosen, sentence = choose_weights(weights)
+        chosen, sentence = choose_weights(self.state["weights"])
         click.echo(f"New projects start from {sentence}.")
         url = f"http://127.0.0.1:{self.state['port']}"
         click.echo(f"Starting Label Studio at {url}" + (" (the first start takes a minute)" if self._is_new() else ""))
@@ -255,7 +260,7 @@ class _Up:
 
     def _say_what_next(self, url: str, row: dict[str, Any]) -> None:
         if "images" in self.state:
-            now = f"{row['model_version']} draws boxes on every image, as far as it knows your labels."
+            now = f"{row['model_version']} draws the boxes that it knows when you open an image."
         elif str(row["model_version"]).endswith("-v0"):
             now = f"{LABELLED_IMAGES} of {SAMPLE_IMAGES} images are labelled, and a first training learns from them:"
             now += "\n     its progress is shown here. Then every image gets boxes from it."

@@ -292,12 +292,13 @@ def test_a_folder_of_images_becomes_the_project_once(tmp_path: Path) -> None:
     for name in ("a.jpg", "b (2) & c.png", "é.JPG", "notes.txt"):
         (images / name).write_bytes(b"x")
     studio = FakeStudio()
-    for _ in range(2):  # the second start finds the first one's project
+    for weights in ("untrained-n", "auto"):  # the second start finds the first one's project
         with ExitStack() as stack:
             up = up_module._Up(tmp_path / "up", stack)
-            up.choose(images, "untrained-n", ["red", 'b"lue'])
+            up.choose(images, weights, ["red", 'b"lue'])
             up.state["backend_port"] = 19090
             up._project(studio)  # type: ignore[arg-type]
+        assert up.state["weights"] == "untrained-n", "the second start asks for none"
     assert studio.made == [7]
     assert [task["data"]["image"][15:] for task in studio.tasks.values()] == ["a.jpg", "b_2__c.png", "%C3%A9.JPG"]
     assert not any(task["annotations"] for task in studio.tasks.values())

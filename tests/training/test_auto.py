@@ -80,6 +80,8 @@ def test_small_objects_get_a_larger_canvas() -> None:
 def test_the_batch_fits_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Recipe.auto(MANY, "s", "cpu").batch == 8
     assert Recipe.auto(FEW, "s", "cpu").batch == 4
+    assert [Recipe.auto(MANY, "s", "cpu", seconds).batch for seconds in (60.0, 600.0)] == [4, 8]
+    assert "short run" in Recipe.auto(MANY, "s", "cpu", 60.0).reasons["batch"]
     memory = {"gb": 80.0}
     monkeypatch.setattr(auto, "_gpu_memory_gb", lambda device: memory["gb"])
     assert Recipe.auto(MANY, "l", "cuda:0").batch == 16

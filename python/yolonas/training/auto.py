@@ -23,9 +23,10 @@ LARGEST_CANVAS = {"cpu": 640, "cuda": 1280}  # a step takes time and memory in p
 # less than two is one cell's guess. Not measured.
 TENTH_SIDE, SMALLEST_CLASS_SIDE = 12, 16
 
-# A CPU trains as many images a second in small batches, which take more steps: from 1500 views of 30 images of BCCD
-# (n, 320 px, random weights) batches of 4 reached AP50 0.75, batches of 8 0.68.
-FEW_IMAGES_ON_CPU, SMALL_BATCH, CPU_BATCH, GPU_BATCH = 64, 4, 8, 16
+# A CPU trains as many images a second in small batches, which take more steps. Of BCCD (n, 320 px, random weights) a
+# minute on 100 images reached AP 0.37 in batches of 4 and 0.29 in batches of 8 (tests/bench/results/experiments_*.md);
+# 1500 views of 30 images AP50 0.75 and 0.68. Longer runs have steps enough; where they begin was not measured.
+FEW_IMAGES_ON_CPU, SHORT_RUN_S, SMALL_BATCH, CPU_BATCH, GPU_BATCH = 64, 300.0, 4, 8, 16
 LEAST_SHARE = 4  # images that each of several GPUs has in a batch, where its memory allows
 # GB of GPU memory for an image of 640 px in a training step in 16 bit, and for everything else. Not measured: after the
 # batches with which people train S, M and L on GPUs of 16 GB.
@@ -75,7 +76,8 @@ def size_recipe(
         return chosen[name][0]
 
     size = choose("image_size", *_canvas(found, kind, start_size))
-    batch = choose("batch", *_batch(found, variant, device, kind, size))
+    short = time_budget_s is not None and time_budget_s <= SHORT_RUN_S
+    batch = choose("batch", *_batch(found, variant, device, kind, size, short))
     draws = max(found.images, choose("min_samples", MIN_SAMPLES, "an epoch of a small set repeats its images"))
     steps = math.ceil(draws / batch)
     if time_budget_s is None:
@@ -130,13 +132,14 @@ def _canvas(data: DataSummary, kind: str, start_size: int | None) -> tuple[int, 
     return size, f"for small objects; {shown}"
 
 
-def _batch(data: DataSummary, variant: str, device: str, kind: str, size: int) -> tuple[int, str]:
+def _batch(data: DataSummary, variant: str, device: str, kind: str, size: int, short: bool) -> tuple[int, str]:
     """The batch of all processes together, the same number in each."""
     ranks = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun's
     if kind == "cpu":
         batch, reason = CPU_BATCH, "a CPU is no faster with more"
-        if data.images <= FEW_IMAGES_ON_CPU:
-            batch, reason = SMALL_BATCH, f"on a CPU {data.images} images learn more from many small steps"
+        if short or data.images <= FEW_IMAGES_ON_CPU:
+            which = "a short run learns" if short else f"{data.images} images learn"
+            batch, reason = SMALL_BATCH, f"on a CPU {which} more from many small steps"
         return math.ceil(batch / ranks) * ranks, reason
     share, reason, memory = (
         max(GPU_BATCH / ranks, LEAST_SHARE),

@@ -31,7 +31,8 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=REPOSITORY.parent / "shared")
     options = parser.parse_args()
     parts = {name: read_dataset(options.shared / "data" / "bccd", name) for name in ("train", "val", "test")}
-    recipe = Recipe.auto(parts["train"], "n", val=parts["val"], image_size=320, epochs=EPOCHS, average_best=5)
+    choices = {"image_size": 320, "epochs": EPOCHS, "plain_share": 0.15, "average_best": 5}
+    recipe = Recipe.auto(parts["train"], "n", val=parts["val"], **choices)
 
     def tell(report: EpochReport) -> None:
         if report.ap is not None:

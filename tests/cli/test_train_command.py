@@ -49,7 +49,7 @@ def test_trains_prints_its_choices_and_resumes(data: Path, tmp_path: Path) -> No
         "batch          4 (as asked)",
         "epochs         1 (as asked)",
         "lr             0.004 (from random weights of n, AdamW)",
-        "freeze         none (random weights have everything to learn)",
+        "freeze         none (all of it has to learn)",
         "epoch 1/1",
         "AP50",
         f"Wrote {out / 'best.safetensors'}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,7 @@ class _Run:
         class_sources: Mapping[str, str],
     ) -> None:
         if recipe.drop_empty:
-            train = LabelledImages(
-                train.names, [image for image in train.images if not image.crowd.all()], train.dropped
-            )
+            train = replace(train, images=[image for image in train.images if not image.crowd.all()])
         if not train.images:
             raise DataError(f"there is no image to train on{' that has an object' if recipe.drop_empty else ''}")
         self.train, self.val, self.recipe, self.device = train, val, recipe, device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -17,6 +17,14 @@ from yolonas.training.recipe import Recipe
 from yolonas.training.trainer import train
 
 Rectangles = Callable[..., LabelledImages]
+
+
+@pytest.fixture(autouse=True, scope="module")  # of the module, as what modules train once must run under it too
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

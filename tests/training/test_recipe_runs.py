@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 import torch
 
+from rectangles import draw
 from yolonas import checkpoint
 from yolonas.checkpoint import Checkpoint
-from yolonas.data.labelled import LabelledImage, LabelledImages
+from yolonas.data.labelled import LabelledImages
 from yolonas.errors import DataError
 from yolonas.model import YoloNAS
 from yolonas.training.recipe import Recipe
 from yolonas.training.trainer import TrainResult, train
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make(folder: Path, count: int, empty: int = 0) -> LabelledImages:
-    """`count` grey images with a red square each, but for the first `empty`."""
-    rng, images = np.random.default_rng(0), []
-    for k in range(count):
-        image = rng.integers(60, 120, (48, 64, 3), dtype=np.uint8)
-        x, y = rng.integers(0, 24, 2)
-        image[y : y + 16, x : x + 16] = (0, 0, 255)
-        path = folder / f"{k}.png"
-        cv2.imwrite(str(path), image)
-        boxes = np.array([[x, y, x + 16, y + 16]], np.float32)[: 0 if k < empty else 1]
-        images.append(LabelledImage(path, boxes, np.zeros(len(boxes), int), np.zeros(len(boxes), bool), 64, 48, k + 1))
-    return LabelledImages(("red",), images)
+    """`count` images with a red rectangle each; the first `empty` have no label."""
+    bare, labelled = (draw(folder, count, ("red",), empty=without) for without in (True, False))
+    return LabelledImages(labelled.names, bare.images[:empty] + labelled.images[empty:])
 
 
 def split(data: LabelledImages) -> tuple[LabelledImages, LabelledImages]:

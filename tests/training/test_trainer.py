@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,14 +30,6 @@ from yolonas.training.trainer import TrainResult, train
 NAMES = ("red", "blue")
 MEAN = Snapshots.mean
 RECIPE = Recipe(image_size=64, batch=4, epochs=4, lr=2e-3, warmup_steps=2, plain_share=0.5, seed=1)
-
-
-@pytest.fixture(autouse=True, scope="module")  # of the module, as `whole` must run under it too
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor
 
@@ -32,13 +30,9 @@ class Network:
         """Images float32 [B, 3, H, W] on the device from canvases uint8, scaled as the model's preprocessing says."""
         return canvases.to(self.device, non_blocking=True).float().mul_(self._scale).add_(self._shift)
 
-    def autocast(self) -> AbstractContextManager[None]:
-        """The context in which the run's networks compute."""
-        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None)
-
     def __call__(self, images: Tensor) -> RawOutput:
         """Raw maps of prepared images."""
-        with self.autocast():
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             output: RawOutput = self._call(images)
         return output
 

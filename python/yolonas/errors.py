@@ -17,3 +17,11 @@ class DataError(YolonasError):
 
 class WeightsError(YolonasError):
     """Published weights that cannot be had."""
+
+
+class MissingPackageError(YolonasError, ModuleNotFoundError):
+    """An optional package that is not installed; the message holds the line that installs it."""
+
+
+class ExportError(YolonasError):
+    """A model that cannot be exported as asked, or whose exported file does not give the model's results."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolonas.inference.letterbox import letterbox
+from yolonas.inference.letterbox import letterbox, letterbox_into
 from yolonas.inference.sources import read_image
 from yolonas.model.config import Preprocessing
 
@@ -24,6 +24,9 @@ def test_equals_the_reference_to_the_last_bit(shared: Path, name: str) -> None:
     padding = json.loads((shared / "vectors/preproc_fixture.json").read_text())[f"{name}.jpg"]["metadata"]
     canvas, placement = letterbox(image, Preprocessing())
     np.testing.assert_array_equal(canvas.transpose(2, 0, 1), expected)
+    planes = np.zeros_like(expected)
+    assert letterbox_into(planes, image, Preprocessing()) == placement
+    np.testing.assert_array_equal(planes, expected)
     assert placement.scale == padding[0][1]["scale_factor_h"]
     assert [placement.top, placement.left] == [padding[1][1]["padding_coordinates"][side] for side in ("top", "left")]
 
@@ -67,6 +70,9 @@ def test_any_shape_fits(size: tuple[int, int], canvas_size: tuple[int, int]) -> 
     assert canvas.shape == (*canvas_size, 3)
     height, width = size
     corners = placement.to_canvas([[0, 0, width, height]])[0]
+    planes = np.full((3, *canvas_size), 99, dtype=np.uint8)
+    assert letterbox_into(planes, np.zeros((*size, 3), dtype=np.uint8), preprocessing) == placement
+    np.testing.assert_array_equal(planes, canvas.transpose(2, 0, 1))
     assert (corners[:2] >= -1).all()
     assert corners[2] <= canvas_size[1] + 1
     assert corners[3] <= canvas_size[0] + 1
@@ -96,6 +102,18 @@ def test_boxes_are_clipped_to_the_image() -> None:
     _, placement = letterbox(image_of(100, 200), Preprocessing.square(320))
     np.testing.assert_array_equal(placement.to_image([[-50, -50, 400, 400]]), [[0, 0, 200, 100]])
     assert placement.to_image(np.empty((0, 4))).shape == (0, 4)
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+@pytest.mark.parametrize("pad", ["center", "bottom_right"])
+@pytest.mark.parametrize("size", [(50, 64), (64, 64), (200, 90), (7, 31)])
+def test_planes_are_the_canvas(size: tuple[int, int], pad: str, channels: str) -> None:
+    preprocessing = Preprocessing(image_size=(64, 96), resize_to=90, pad=pad, channels=channels, pad_value=7)
+    canvas, placement = letterbox(image_of(*size), preprocessing)
+    planes = np.full((2, 3, 64, 96), 99, dtype=np.uint8)
+    assert letterbox_into(planes[1], image_of(*size), preprocessing) == placement
+    np.testing.assert_array_equal(planes[1], canvas.transpose(2, 0, 1))
+    assert (planes[0] == 99).all()
 
 
 @pytest.mark.parametrize(

@@ -25,10 +25,12 @@ FAILED_LOAD_SECONDS = 30.0  # a model that could not be loaded is not tried agai
 
 
 class Thresholds(Protocol):
-    """A checkpoint's operating thresholds."""
+    """The thresholds that a checkpoint or an exported file is meant to run at."""
 
-    conf: float
-    iou: float
+    @property
+    def conf(self) -> float: ...
+    @property
+    def iou(self) -> float: ...
 
 
 class Model(Protocol):

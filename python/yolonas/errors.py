@@ -25,3 +25,7 @@ class MissingPackageError(YolonasError, ModuleNotFoundError):
 
 class ExportError(YolonasError):
     """A model that cannot be exported as asked, or whose exported file does not give the model's results."""
+
+
+class OptionError(YolonasError, ValueError):
+    """An option that is not known, or does not go together with another or with the weights."""

@@ -289,7 +289,7 @@ def test_a_missing_package_gets_a_sentence(tmp_path: Path, package: str, argumen
     (tmp_path / f"{package}.py").write_text(f'raise ModuleNotFoundError("No module named {package}", name="{package}")')
     argv = ["yolonas", *arguments]
     if arguments == ["predict"]:
-        argv += ["--source", "a.jpg", "--weights", "a.pth"]
+        argv += ["--source", "a.jpg", "--weights", "yolo_nas_n_bccd"]
     done = python(f"import sys; sys.argv = {argv}; from yolonas.cli import main; main()", tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith("Error: ")

@@ -19,6 +19,7 @@ from yolonas.errors import CheckpointError, DataError
 from yolonas.inference.detections import Detections
 from yolonas.inference.detector import Detector
 from yolonas.inference.device import resolve_device
+from yolonas.inference.runtimes.torch import MOST_GRAPHS, _Preprocessed
 from yolonas.model import Preprocessing, YoloNAS
 
 
@@ -213,19 +214,21 @@ def test_preprocessing_of_the_checkpoint_is_used(lively: Checkpoint, pictures: l
 
 
 def test_normalization_per_channel() -> None:
-    from yolonas.inference.detector import _network_input
-
-    canvas = np.random.default_rng(0).integers(0, 256, (2, 32, 64, 3), dtype=np.uint8)
+    canvases = np.random.default_rng(0).integers(0, 256, (2, 3, 32, 64), dtype=np.uint8)
     preprocessing = Preprocessing(mean=(0.1, 0.2, 0.3), std=(2.0, 1.0, 0.5))
-    found = _network_input(canvas, preprocessing, torch.device("cpu"))
-    expected = (canvas / 255 - [0.1, 0.2, 0.3]) / [2.0, 1.0, 0.5]
-    np.testing.assert_allclose(found.numpy(), expected.transpose(0, 3, 1, 2), atol=1e-6)
-    assert found.is_contiguous(memory_format=torch.channels_last)
+    network = _Preprocessed(YoloNAS("n", 3, preprocessing=preprocessing), torch.float32)
+    taken = []
+    network.model.register_forward_pre_hook(lambda module, inputs: taken.extend(inputs))
+    network(torch.from_numpy(canvases))
+    expected = (canvases.transpose(0, 2, 3, 1) / 255 - [0.1, 0.2, 0.3]) / [2.0, 1.0, 0.5]
+    np.testing.assert_allclose(taken[0].numpy(), expected.transpose(0, 3, 1, 2), atol=1e-6)
+    assert taken[0].is_contiguous(memory_format=torch.channels_last)
 
 
 def test_the_network_runs_fused_and_the_checkpoint_stays_as_it_was(detector: Detector, lively: Checkpoint) -> None:
-    assert detector._network.form == "fused"
-    assert not detector._network.training
+    network = detector.runtime._network.model
+    assert network.form == "fused"
+    assert not network.training
     assert detector.checkpoint.model.form == "training"
     assert detector.names == ("cat", "dog", "bird")
     fused = Checkpoint(lively.model.fused(), conf=0.6, iou=0.5)
@@ -310,7 +313,29 @@ def test_known_devices(lively: Checkpoint) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_finds_what_the_cpu_finds(detector: Detector, lively: Checkpoint, pictures: list[np.ndarray]) -> None:
-    cuda = Detector(lively, "cuda")
-    for a, b in zip(cuda(pictures), detector(pictures), strict=True):
-        np.testing.assert_allclose(a.scores[:10], b.scores[:10], atol=5e-3)  # convolutions may run in TF32
+@pytest.mark.parametrize(("precision", "atol"), [("fp32", 5e-3), ("fp16", 2e-2), ("bf16", 1e-1)])  # fp32: or TF32
+def test_cuda_finds_what_the_cpu_finds(
+    detector: Detector, lively: Checkpoint, pictures: list[np.ndarray], precision: str, atol: float
+) -> None:
+    cuda = Detector(lively, "cuda", precision=precision)
+    assert (cuda.device, cuda.runtime.precision) == ("cuda", precision)
+    for _ in range(3):  # as it comes, captured, replayed
+        for a, b in zip(cuda(pictures), detector(pictures), strict=True):
+            np.testing.assert_allclose(a.scores[:10], b.scores[:10], atol=atol)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_graphs_of_several_shapes_and_thresholds(lively: Checkpoint, pictures: list[np.ndarray]) -> None:
+    cuda, plain = Detector(lively, "cuda", precision="fp32"), Detector(lively, "cuda", precision="fp32")
+    for k in range(4):
+        for conf in (0.5, 0.7):
+            for count in (1, 3):
+                part = [pictures[(k + i) % len(pictures)] for i in range(count)]
+                plain.runtime._graphs.clear()  # so that it runs each as it comes
+                for a, b in zip(cuda(part, conf=conf), plain(part, conf=conf), strict=True):
+                    np.testing.assert_allclose(a.scores[:10], b.scores[:10], atol=5e-3)
+    assert len(cuda.runtime._graphs) == MOST_GRAPHS
+    assert all(graph is not None for graph in cuda.runtime._graphs.values())
+    cuda(pictures[0], conf=0.65)
+    assert len(cuda.runtime._graphs) == MOST_GRAPHS

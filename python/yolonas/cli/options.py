@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from yolonas.inference.runtimes.choice import PRECISIONS, RUNTIMES
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -29,6 +31,8 @@ def _nearest(side: int) -> int:
 
 
 def _existing_device(ctx: click.Context, param: click.Parameter, value: str) -> Any:
+    if value in ("auto", "cpu"):  # these are always there, and exported files run without torch
+        return value
     from yolonas.inference.device import resolve_device
 
     try:
@@ -41,7 +45,7 @@ weights = click.option(
     "--weights",
     "--model",
     required=True,
-    help="Checkpoint file, or the name of weights: yolo_nas_n_bccd comes along, yolo_nas_s_coco is downloaded.",
+    help="Checkpoint, exported file, or name of weights: yolo_nas_n_bccd comes along, yolo_nas_s_coco is downloaded.",
 )
 device = click.option(
     "--device",
@@ -49,6 +53,20 @@ device = click.option(
     show_default=True,
     callback=_existing_device,
     help="auto, cpu, cuda, or the number of a CUDA device.",
+)
+runtime = click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default="auto",
+    show_default=True,
+    help="What runs the network; auto changes to the quickest installed one in a long job.",
+)
+precision = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="Of its arithmetic; auto is an exported file's own, else fp16 on a GPU and fp32 on a CPU.",
 )
 imgsz = click.option(
     "--imgsz",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 @options.imgsz
 @options.max_det
 @options.device
+@options.runtime
+@options.precision
 @options.batch
 @click.option(
     "--out", type=click.Path(path_type=Path), default="predictions", show_default=True, help="Folder to write."
@@ -50,6 +52,8 @@ def predict(
     imgsz: tuple[int, int] | None,
     max_det: int,
     device: Any,
+    runtime: str,
+    precision: str,
     batch: int,
     out: Path,
     save_json: str | None,
@@ -70,7 +74,7 @@ def predict(
 
     paths = list(dict.fromkeys(item for item in iter_sources(list(source)) if isinstance(item, Path)))
     pictures = dict(zip(map(str, paths), picture_names(paths), strict=True))
-    detector = Detector(weights, device)
+    detector = Detector(weights, device, runtime, precision)
     _make_folder(out)
     unreadable: list[DataError] = []
     found: list[Detections] = []

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 @options.imgsz
 @options.max_det
 @options.device
+@options.runtime
+@options.precision
 @options.batch
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures to this file.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write an HTML report, with pictures, to this file.")
@@ -42,6 +44,8 @@ def val(
     imgsz: tuple[int, int] | None,
     max_det: int,
     device: Any,
+    runtime: str,
+    precision: str,
     batch: int,
     json_path: Path | None,
     report: Path | None,
@@ -60,8 +64,8 @@ def val(
     _report_dropped(images)
     if not images.objects:
         raise DataError(f"{data} has no object in its {len(images)} images, so there is nothing to measure")
-    detector = Detector(weights, device)
-    iou = detector.checkpoint.iou if iou is None else iou
+    detector = Detector(weights, device, runtime, precision)
+    iou = detector.manifest.iou if iou is None else iou
     begun = time.perf_counter()
     detections = predict_dataset(
         detector, images, conf=conf, iou=iou, max_det=max_det, batch=batch, imgsz=imgsz, progress=True
@@ -69,6 +73,8 @@ def val(
     seconds = time.perf_counter() - begun
     metrics = coco_ap(images, detections)
     metrics.seconds = seconds
+    if detector.choice.milliseconds:
+        click.echo(detector.choice.report())
     click.echo(table(images, metrics))
     if json_path is not None:
         try:
@@ -85,8 +91,8 @@ def val(
                 title=f"{Path(weights).name} on {data.name}{f', {split}' if split else ''}",
                 data=images,
                 detections=detections,
-                record=detector.checkpoint.record,
-                threshold=detector.checkpoint.conf,
+                record=detector.manifest.record,
+                threshold=detector.manifest.conf,
             )
         except OSError as error:
             raise DataError(f"{report} cannot be written: {error.strerror or error}") from error

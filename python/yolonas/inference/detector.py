@@ -3,49 +3,86 @@
 from __future__ import annotations
 
 import dataclasses
-import threading
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from yolonas import checkpoint, ops
-from yolonas.errors import DataError
+from yolonas.errors import DataError, OptionError
+from yolonas.exported import SUFFIXES, Manifest, read_manifest
 from yolonas.inference.detections import Detections
-from yolonas.inference.device import resolve_device
-from yolonas.inference.letterbox import letterbox
+from yolonas.inference.letterbox import Placement, letterbox_into
+from yolonas.inference.pipeline import in_batches
+from yolonas.inference.runtimes import Canvases, Decoding, Runtime
+from yolonas.inference.runtimes.choice import PRECISIONS, RUNTIMES, Choice
 from yolonas.inference.sources import Image, is_single, iter_sources, read_image
-from yolonas.model import Preprocessing, YoloNAS
+from yolonas.model.config import Preprocessing
 
-_PRE_NMS_TOP_K = 1000
+if TYPE_CHECKING:
+    import torch
+
+    from yolonas.checkpoint import Checkpoint
+    from yolonas.model import YoloNAS
 
 
 class Detector:
-    """A YOLO-NAS ready to predict: fused, in eval mode, on its device. Safe to call from several threads.
+    """A YOLO-NAS ready to predict. Safe to call from several threads; needs no torch for an exported file.
 
-    weights: a checkpoint file, the name of published weights, a loaded `Checkpoint`, or a `YoloNAS`.
-    device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "1". runtime: "torch", which "auto" means too.
-    `names` are the classes, `checkpoint` is what was loaded. Raises CheckpointError or WeightsError where the weights
-    cannot be had, ValueError for another device or runtime.
+    weights: a checkpoint file, the name of published weights, a loaded `Checkpoint`, a `YoloNAS`, or a file of `yolonas
+    export` or `yolonas quantize` (.onnx, .xml, .pt2).
+    device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "1"; a GPU is for runtime "torch".
+    runtime: "torch"; "onnxruntime" or "openvino", for which a checkpoint is exported once (see
+    `runtimes.cache.exported`); or "auto": torch for a checkpoint, OpenVINO or else ONNX Runtime for an .onnx file, and
+    in `stream`, where the rest of the job would take 20 s on the network, the quickest of those installed on the first
+    image of the rest; in float32 all find the same.
+    precision: "fp32"; "bf16" with torch and OpenVINO, "fp16" with torch on a GPU; "auto" is the exported file's own,
+    for a checkpoint float16 on a GPU and float32 on a CPU.
+    threads: of the network on a CPU, None is the runtime's choice; with torch they are those of the whole process.
+    compile: run the network through torch.compile, which takes a minute at first and less time at each call.
+
+    `names` are the classes, `manifest` says what was loaded, as does `checkpoint`: the Checkpoint, or the manifest of
+    an exported file. `runtime` is what runs now, `choice` what "auto" measured. Raises CheckpointError or WeightsError
+    where the weights cannot be had, MissingPackageError where the runtime is not installed, ExportError where the
+    export fails, OptionError for options that are not known or do not go together.
     """
 
     def __init__(
         self,
-        weights: str | Path | checkpoint.Checkpoint | YoloNAS,
+        weights: str | Path | Checkpoint | YoloNAS,
         device: str | int | torch.device = "auto",
         runtime: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+        *,
+        compile: bool = False,
     ) -> None:
-        if runtime not in ("auto", "torch"):
-            raise ValueError(f"runtime {runtime!r} is not known: use auto or torch")
-        self.device = resolve_device(device)
-        self.checkpoint = _loaded(weights)
-        self.names: tuple[str, ...] = self.checkpoint.model.class_names
-        fused = self.checkpoint.model.fused().requires_grad_(False)
-        self._network = fused.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._lock = threading.Lock()
+        for name, value, known in (("runtime", runtime, RUNTIMES), ("precision", precision, PRECISIONS)):
+            if value not in known:
+                raise OptionError(f"{name} {value!r} is not known: use {', '.join(known)}")
+        if threads is not None:
+            _check_counts(threads=threads)
+        source = _source(weights)
+        self.manifest: Manifest
+        self.checkpoint: Checkpoint | Manifest
+        if isinstance(source, Path):
+            self.manifest = self.checkpoint = read_manifest(source)
+        else:
+            from yolonas.export import manifest_of
+
+            self.manifest, self.checkpoint = manifest_of(source), source
+        self.names = self.manifest.class_names
+        self.choice = Choice(source, self.manifest, device, runtime, precision, threads, compile)
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs the network now: its `name`, `device` and `precision`."""
+        return self.choice.current
+
+    @property
+    def device(self) -> str:
+        """Where the network runs: "cpu", "cuda" or "cuda:1"."""
+        return self.runtime.device
 
     def __call__(
         self,
@@ -62,12 +99,14 @@ class Detector:
         operating threshold. iou: boxes of one class that overlap a better one by more are suppressed; None is the
         checkpoint's. batch: images in one pass through the network; it does not change the result. imgsz: the side of
         the canvas, or (height, width), multiples of 32; None is the checkpoint's.
-        Raises DataError at the first image that cannot be read (`stream` goes on), ValueError for an option out of
+        Raises DataError at the first image that cannot be read (`stream` goes on), OptionError for an option out of
         range. In a list the detections of files do not keep the pixels.
         """
-        stream = self.stream(source, conf, iou, max_det, batch, imgsz, on_error=_raise)
         if is_single(source):
-            return next(stream)
+            (item,) = iter_sources(source)
+            (detections,) = self.predict_batch([image := read_image(item)], conf, iou, max_det, batch, imgsz)
+            return dataclasses.replace(detections, path=_path(item), image=image)
+        stream = self.stream(source, conf, iou, max_det, batch, imgsz, on_error=_raise)
         return [d if d.path is None else dataclasses.replace(d, image=None) for d in stream]
 
     def stream(
@@ -81,43 +120,71 @@ class Detector:
         *,
         on_error: Callable[[DataError], None] | None = None,
     ) -> Iterator[Detections]:
-        """Detections one image after the other, in order, holding no more than `batch` images; options as in a call.
+        """Detections one image after the other, in order; options as in a call.
+
+        The next images are read while the network runs, and it runs while the caller works on the results: from files,
+        folders, lists and arrays up to three batches are held, from other iterables one, and no image of these is taken
+        before its detections are asked for. Closing the generator ends its threads.
 
         An image that cannot be read is left out. `on_error` is called for it, with a DataError that names it, and may
         raise to stop; without `on_error` a DataError that lists such images is raised after the last detections.
         """
         preprocessing = self._preprocessing(imgsz)
-        thresholds = self._thresholds(conf, iou)
-        _check_counts(max_det=max_det, batch=batch)
+        decoding = self._decoding(conf, iou, max_det)
+        _check_counts(batch=batch)
+        ahead = 2 if isinstance(source, (str, Path, bytes, list, tuple)) or hasattr(source, "__array__") else 0
+        # JPEG decoding leaves a GPU waiting; on a CPU one thread prepares images quicker than any network takes them.
+        workers = 1 if self.device == "cpu" else min(4, os.cpu_count() or 1)
+        total, done = _count(source), 0
 
-        def run() -> Iterator[Detections]:
+        def prepare(item: Any, canvas: Canvases) -> _Prepared | DataError:
+            try:
+                image = read_image(item)
+            except DataError as error:
+                return error
+            return _Prepared(image, _path(item), letterbox_into(canvas, image, preprocessing))
+
+        def run(canvases: Canvases, prepared: list[_Prepared | DataError]) -> list[Detections | DataError]:
+            nonlocal done
+            readable = [i for i, item in enumerate(prepared) if isinstance(item, _Prepared)]
+            if len(readable) < len(prepared):
+                canvases = canvases[readable]
+            images = [item for item in prepared if isinstance(item, _Prepared)]
+            start = time.perf_counter()
+            found = iter(self._detect(canvases, [image.placement for image in images], decoding))
+            if images:
+                done += len(images)
+                left = total - done if total > done else done  # of a job of unknown length, as much again
+                self.choice.consider(canvases, decoding, left, (time.perf_counter() - start) / len(images))
+            return [
+                item
+                if isinstance(item, DataError)
+                else dataclasses.replace(next(found), path=item.path, image=item.image)
+                for item in prepared
+            ]
+
+        def results() -> Iterator[Detections]:
             failed: list[DataError] = []
             report = on_error or failed.append
-            images: list[Image] = []
-            paths: list[str | None] = []
-
-            def flush() -> Iterator[Detections]:
-                results = self._predict(images, thresholds, max_det, preprocessing)
-                for image, path, detections in zip(images, paths, results, strict=True):
-                    yield dataclasses.replace(detections, path=path, image=image)
-                images.clear()
-                paths.clear()
-
-            for item in iter_sources(source):
-                try:
-                    images.append(read_image(item))
-                except DataError as error:
-                    report(error)
-                    continue
-                paths.append(str(item) if isinstance(item, Path) else None)
-                if len(images) == batch:
-                    yield from flush()
-            if images:
-                yield from flush()
+            size = preprocessing.image_size
+            for batch_of_results in in_batches(
+                iter_sources(source),
+                lambda count: self.runtime.allocate(count, *size),
+                prepare,
+                run,
+                batch=batch,
+                workers=workers,
+                ahead=ahead,
+            ):
+                for result in batch_of_results:
+                    if isinstance(result, DataError):
+                        report(result)
+                    else:
+                        yield result
             if failed:
                 raise DataError(f"{len(failed)} images could not be read: {'; '.join(map(str, failed))}")
 
-        return run()
+        return results()
 
     def predict_batch(
         self,
@@ -130,84 +197,106 @@ class Detector:
     ) -> list[Detections]:
         """Detections of decoded images, uint8 [h, w, 3] RGB of any sizes, in order, without pixels; see `__call__`."""
         preprocessing = self._preprocessing(imgsz)
-        thresholds = self._thresholds(conf, iou)
-        _check_counts(max_det=max_det, batch=batch)
+        decoding = self._decoding(conf, iou, max_det)
+        _check_counts(batch=batch)
         found: list[Detections] = []
         for start in range(0, len(images), batch):
-            found += self._predict(images[start : start + batch], thresholds, max_det, preprocessing)
+            part = images[start : start + batch]
+            canvases = self.runtime.allocate(len(part), *preprocessing.image_size)
+            placements = [letterbox_into(c, image, preprocessing) for c, image in zip(canvases, part, strict=True)]
+            found += self._detect(canvases, placements, decoding)
         return found
 
-    def _predict(
-        self, images: Sequence[Image], thresholds: tuple[float, float], max_det: int, preprocessing: Preprocessing
-    ) -> list[Detections]:
-        canvases, placements = zip(*(letterbox(image, preprocessing) for image in images), strict=True)
-        with self._lock, torch.inference_mode():
-            raw = self._network(_network_input(np.stack(canvases), preprocessing, self.device))
-            decoded = ops.decode_nms(
-                raw.class_logits,
-                raw.box_logits,
-                self._network.strides,
-                score_threshold=thresholds[0],
-                iou_threshold=thresholds[1],
-                pre_nms_top_k=max(_PRE_NMS_TOP_K, max_det),
-                max_detections=max_det,
-            )
-            boxes, scores, labels = (t.cpu().numpy() for t in (decoded.boxes, decoded.scores, decoded.labels))
-            counts = decoded.counts.tolist()
+    def _detect(self, canvases: Canvases, placements: Sequence[Placement], decoding: Decoding) -> list[Detections]:
+        if not placements:
+            return []
         results = []
-        for i, (count, placement) in enumerate(zip(counts, placements, strict=True)):
-            clipped = placement.to_image(boxes[i, :count])
+        for found, placement in zip(self.runtime.detect(canvases, decoding), placements, strict=True):
+            clipped = placement.to_image(found.boxes)
             # A box that lies in the padding altogether has no area left.
             inside = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
             size = (placement.height, placement.width)
-            found = clipped[inside], scores[i, :count][inside], labels[i, :count][inside]
-            results.append(Detections(*found, self.names, size))
+            results.append(Detections(clipped[inside], found.scores[inside], found.labels[inside], self.names, size))
         return results
 
-    def _thresholds(self, conf: float | None, iou: float | None) -> tuple[float, float]:
-        conf = self.checkpoint.conf if conf is None else conf
-        iou = self.checkpoint.iou if iou is None else iou
+    def _decoding(self, conf: float | None, iou: float | None, max_det: int) -> Decoding:
+        baked = self.manifest.nms  # the file decodes, and keeps nothing below its own threshold
+        if baked is not None:
+            conf = max(self.manifest.conf, baked["score_threshold"]) if conf is None else conf
+            iou = baked["iou_threshold"] if iou is None else iou
+        conf = self.manifest.conf if conf is None else conf
+        iou = self.manifest.iou if iou is None else iou
         for name, value in (("conf", conf), ("iou", iou)):
             if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in 0..1, not {value}")
-        return conf, iou
+                raise OptionError(f"{name} must lie in 0..1, not {value}")
+        _check_counts(max_det=max_det)
+        if baked is not None and conf < baked["score_threshold"]:
+            least = baked["score_threshold"]
+            raise OptionError(
+                f"conf {conf:g} is below {least:g}, which this file was exported at: export it without NMS"
+            )
+        if baked is not None and abs(iou - baked["iou_threshold"]) > 1e-6:
+            fixed = baked["iou_threshold"]
+            raise OptionError(f"iou {iou:g} is not {fixed:g}, at which this file was exported: export it without NMS")
+        return Decoding(conf, iou, max_det)
 
     def _preprocessing(self, imgsz: int | tuple[int, int] | None) -> Preprocessing:
-        """The checkpoint's preprocessing, on a canvas of another size if asked: the margin around the image scales."""
-        own = self.checkpoint.model.preprocessing
-        if imgsz is None:
+        """The manifest's preprocessing, on a canvas of another size if asked: the margin around the image scales."""
+        own, fixed = self.manifest.preprocessing, self.manifest.image_size
+        size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz or fixed or own.image_size
+        if size == own.image_size and fixed in (None, size):
             return own
-        height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+        height, width = size
+        if fixed is not None and size != tuple(fixed):
+            raise OptionError(f"imgsz {imgsz} is not {fixed}, to which this file is bound: export it with --dynamic")
         resize_to = round(own.resize_to * max(height, width) / max(own.image_size))
         try:
             return dataclasses.replace(own, image_size=(height, width), resize_to=resize_to)
         except ValueError as error:
-            raise ValueError(f"imgsz {imgsz} must be a multiple of 32, at least 32") from error
+            raise OptionError(f"imgsz {imgsz} must be a multiple of 32, at least 32") from error
 
 
-def _network_input(canvases: npt.NDArray[np.uint8], preprocessing: Preprocessing, device: torch.device) -> torch.Tensor:
-    """Canvases uint8 [B, H, W, 3] -> float32 [B, 3, H, W], 0..1 or normalized, channels last in memory."""
-    images = torch.from_numpy(canvases).to(device).permute(0, 3, 1, 2).float().div_(255.0)
-    for numbers, apply in ((preprocessing.mean, images.sub_), (preprocessing.std, images.div_)):
-        if numbers is not None:
-            apply(torch.tensor(numbers, device=device).view(3, 1, 1))
-    return images
+class _Prepared(NamedTuple):
+    """An image whose canvas is filled."""
+
+    image: Image
+    path: str | None
+    placement: Placement
 
 
-def _loaded(source: str | Path | checkpoint.Checkpoint | YoloNAS) -> checkpoint.Checkpoint:
-    if isinstance(source, YoloNAS):
-        return checkpoint.Checkpoint(source)
-    if isinstance(source, checkpoint.Checkpoint):
-        return source
-    from yolonas.weights import resolve
+def _path(item: Any) -> str | None:
+    return str(item) if isinstance(item, Path) else None
 
-    return checkpoint.load(resolve(source))
+
+def _count(source: Any) -> int:
+    """About how many images a source has; 0 where that is not known without going through it."""
+    if isinstance(source, (list, tuple)) or hasattr(source, "__array__"):
+        return len(source)
+    if isinstance(source, (str, Path)) and os.path.isdir(source):
+        return len(os.listdir(source))
+    return 0
+
+
+def _source(weights: str | Path | Checkpoint | YoloNAS) -> Checkpoint | Path:
+    """What was loaded from a checkpoint, or the path of an exported file."""
+    if isinstance(weights, (str, Path)):
+        from yolonas.weights import resolve
+
+        path = resolve(weights)
+        if path.suffix.lower() in SUFFIXES:
+            return path
+        from yolonas import checkpoint
+
+        return checkpoint.load(path)
+    from yolonas.checkpoint import Checkpoint
+
+    return weights if isinstance(weights, Checkpoint) else Checkpoint(weights)
 
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
+            raise OptionError(f"{name} must be a whole number of at least 1, not {value}")
 
 
 def _raise(error: DataError) -> None:

@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+Canvases = npt.NDArray[np.uint8]  # [B, 3, H, W], C-contiguous, channels as the preprocessing says
+
 STRIDES = (8, 16, 32)
 
 
@@ -28,6 +30,11 @@ class Decoding:
     max_det: int = 300
     pre_nms_top_k: int = 1000
 
+    @property
+    def candidates(self) -> int:
+        """How many enter the NMS: never fewer than may leave it."""
+        return max(self.pre_nms_top_k, self.max_det)
+
 
 class Runtime(Protocol):
     """A network that is loaded and ready; safe to call from several threads."""
@@ -36,8 +43,11 @@ class Runtime(Protocol):
     device: str
     precision: str  # "fp32", "fp16", "bf16" or "int8"
 
-    def detect(self, canvases: npt.NDArray[np.uint8], decoding: Decoding) -> list[Found]:
-        """Detections of canvases, uint8 [B, 3, H, W], C-contiguous, channels as the preprocessing says."""
+    def allocate(self, count: int, height: int, width: int) -> Canvases:
+        """Memory for `count` canvases, not filled, in which `detect` takes them quickest."""
+
+    def detect(self, canvases: Canvases, decoding: Decoding) -> list[Found]:
+        """Detections of each canvas."""
 
 
 def decode(maps: list[npt.NDArray[np.float32]], decoding: Decoding, threads: int = 1) -> list[Found]:
@@ -50,10 +60,18 @@ def decode(maps: list[npt.NDArray[np.float32]], decoding: Decoding, threads: int
         STRIDES,
         score_threshold=decoding.conf,
         iou_threshold=decoding.iou,
-        pre_nms_top_k=max(decoding.pre_nms_top_k, decoding.max_det),
+        pre_nms_top_k=decoding.candidates,
         max_detections=decoding.max_det,
         threads=threads,
     )
-    return [
-        Found(decoded.boxes[i, :n], decoded.scores[i, :n], decoded.labels[i, :n]) for i, n in enumerate(decoded.counts)
-    ]
+    return split(decoded.boxes, decoded.scores, decoded.labels, decoded.counts)
+
+
+def split(
+    boxes: npt.NDArray[np.float32],  # [B, K, 4]
+    scores: npt.NDArray[np.float32],  # [B, K]
+    labels: npt.NDArray[np.int64],  # [B, K]
+    counts: npt.NDArray[np.int64],  # [B]
+) -> list[Found]:
+    """The detections of each image, without the places that are empty."""
+    return [Found(boxes[i, :n], scores[i, :n], labels[i, :n]) for i, n in enumerate(counts.tolist())]

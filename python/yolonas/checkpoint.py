@@ -1,8 +1,9 @@
 """Checkpoints: loading every kind of YOLO-NAS file safely, and saving our own.
 
 Read: super-gradients' `.pth` and whole pickled modules (zip and legacy formats of torch; see `safe_pickle`),
-safetensors with super-gradients' keys, and our own format, which is safetensors with one JSON string of metadata:
-variant, class names, preprocessing, thresholds, licence and training record.
+safetensors with super-gradients' keys, ONNX files of a fused network (see `onnx_import`), and our own format, which is
+safetensors with one JSON string of metadata: variant, class names, preprocessing, thresholds, licence and training
+record.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from yolonas import super_gradients
 from yolonas.atomic import atomic_file
-from yolonas.errors import CheckpointError
+from yolonas.errors import CheckpointError, MissingPackageError
+from yolonas.exported import Manifest
 from yolonas.model import VARIANTS, Preprocessing, YoloNAS
 from yolonas.model.config import default_names
 from yolonas.model.yolo_nas import checked_names
@@ -79,6 +81,8 @@ def load(
     try:
         contents = _read(path, preprocessing)
         return _checkpoint(contents, class_names, num_classes, variant)
+    except MissingPackageError:
+        raise
     except RefusedPickleError as error:
         raise CheckpointError(
             f"{path} is refused: its pickle refers to {error.name}, which no plain checkpoint needs and which could "
@@ -162,6 +166,8 @@ def _read(path: Path, preprocessing: Preprocessing | None) -> _Contents:
         raise ValueError("it is empty")
     if head.lstrip()[:1] == b"<" or head.startswith(b"version https://git-lfs"):
         raise ValueError("it is a web page or a Git LFS pointer, which a failed download leaves")
+    if path.suffix.lower() == ".onnx":
+        return _read_onnx(path, preprocessing)
     if head[8:9] == b"{" and not head.startswith(ZIP_MAGIC):
         return _read_safetensors(path, preprocessing)
     with open_torch_file(path) as file:
@@ -198,6 +204,25 @@ def _read_safetensors(path: Path, preprocessing: Preprocessing | None) -> _Conte
         license=ours["license"],
         record=dict(ours["record"]),
     )
+
+
+def _read_onnx(path: Path, preprocessing: Preprocessing | None) -> _Contents:
+    from yolonas.onnx_import import read_onnx
+
+    file = read_onnx(path)
+    text = file.metadata.get(METADATA_KEY)
+    if text is not None:
+        m = Manifest.from_json(text)
+        return _Contents(
+            file.skeleton, file.tensors, m.class_names, preprocessing or m.preprocessing, m.conf, m.iou,
+            m.license, m.record,
+        )  # fmt: skip
+    if file.normalizes and preprocessing is None:
+        raise CheckpointError(
+            "changes the pixels before its first convolution in a way that its weights do not tell: "
+            "load it with preprocessing=Preprocessing(...)"
+        )
+    return _Contents(file.skeleton, file.tensors, None, preprocessing, license=_foreign_license(file.skeleton))
 
 
 def _foreign_license(model: YoloNAS) -> str | None:

@@ -19,6 +19,7 @@ COMMANDS = {
     "predict": "Find objects in images: pictures with boxes, JSON, COCO json.",
     "val": "Measure a checkpoint on labelled images: COCO AP, per class.",
     "train": "Train or fine-tune on labelled images.",
+    "export": "Write a checkpoint for ONNX Runtime, OpenVINO or torch.export.",
     "info": "Show a model's size, classes and preprocessing.",
 }
 

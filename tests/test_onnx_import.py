@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from yolonas.checkpoint import DECI_LICENSE, Checkpoint, load
 from yolonas.cli import main
 from yolonas.errors import CheckpointError, MissingPackageError
-from yolonas.export import OPSET, export, export_raw_onnx, quiet
+from yolonas.export import export, export_raw_onnx
 from yolonas.inference.detector import Detector
 from yolonas.model import Preprocessing, YoloNAS
 from yolonas.onnx_import import structure
 from yolonas.onnx_nms import append_nms
+from yolonas.tracing import OPSET, quiet
 
 SIZE = 64
 

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-import io
-import logging
+import importlib
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import Tensor, nn
 
-from yolonas import ops
 from yolonas.atomic import atomic_file
 from yolonas.checkpoint import Checkpoint
 from yolonas.errors import ExportError
-from yolonas.exported import INPUT_NAME, METADATA_KEY, RAW_OUTPUT_NAMES, SUFFIXES, Manifest
+from yolonas.exported import METADATA_KEY, SUFFIXES, Manifest
 from yolonas.extras import require
-from yolonas.model import Preprocessing, YoloNAS
-from yolonas.model.config import BIT_DEPTH
+from yolonas.model import Preprocessing
+from yolonas.model.config import STRIDES
 from yolonas.onnx_nms import append_nms
+from yolonas.tracing import OPSET, onnx_graph, quiet, torch_program
 
-OPSET = 18
+if TYPE_CHECKING:
+    from yolonas.parity import Parity
+
+__all__ = ["Exported", "export", "export_raw_onnx", "manifest_of", "quiet"]
+
 PRE_NMS_TOP_K = 1000
 Format = Literal["onnx", "openvino", "pt2"]
+Writer = Callable[[Manifest, Path], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Exported:
     size: int  # bytes, of the .bin too
     seconds: float
     opset: int | None  # of ONNX
-    parity: Any  # yolonas.parity.Parity
+    parity: Parity
 
 
 def export(
@@ -61,7 +64,7 @@ def export(
     iou: float | None = None,
     max_det: int = 300,
     images: Any = None,
-    data: Any = None,
+    data: str | Path | None = None,
 ) -> Exported:
     """Write the network for another runtime, run the file there, and keep it only if it finds what the model finds.
 
@@ -69,11 +72,11 @@ def export(
     repeats; a file that is there is replaced. The file takes `images` [B, 3, H, W], uint8 or float 0..1, of `batch`
     and `imgsz` (a side, or height and width; None is the checkpoint's), or of any with `dynamic`. It gives the six raw
     maps, or with `nms` detections in canvas px: see `yolonas.onnx_nms.append_nms` for the two output formats. conf and
-    iou replace the checkpoint's thresholds. half stores float16, int8 quantizes with NNCF, calibrated on the images of
-    `data` (see `yolonas.quantization.quantize`). images, a source as of a Detector, are those on which file and model
-    are compared; without them those of `data`, else sample images.
+    iou replace the checkpoint's thresholds. half stores float16; int8 quantizes with NNCF (`yolonas.quantization`),
+    calibrated on the images of the data set `data`. images, a source as of a Detector, are those on which file and
+    model are compared; without them those of `data`, else sample images.
     Raises ValueError for options that do not go together, ExportError where the file cannot be written or does not
-    give the model's results, MissingPackageError where a package is missing.
+    give the model's results, DataError for images that cannot be read, MissingPackageError where a package is missing.
     """
     from yolonas import parity
 
@@ -82,32 +85,34 @@ def export(
     if half and int8:
         raise ValueError("half and int8 exclude each other: choose one")
     if int8 and target == "pt2":
-        raise ValueError("int8 is not made for pt2: use format onnx or openvino")
+        raise ValueError("int8 is not made for pt2: use onnx or openvino")
+    if int8 and input != "uint8":
+        raise ValueError("an int8 network takes uint8 images: leave input out")
+    if int8 and data is None:
+        raise ValueError("int8 is calibrated on images: give a data set as data")
     for name, value in (("batch", batch), ("max_det", max_det)):
         if value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value}")
-    _require_packages(target)
-    manifest = manifest_of(checkpoint, imgsz)
-    if conf is not None or iou is not None:
-        thresholds = Checkpoint(
-            checkpoint.model, manifest.conf if conf is None else conf, manifest.iou if iou is None else iou
-        )
-        manifest = dataclasses.replace(manifest, conf=thresholds.conf, iou=thresholds.iou)
+    _require_packages(target, int8)
+    checkpoint = _changed(checkpoint, imgsz, conf, iou)
+    plain = manifest_of(checkpoint)
     manifest = dataclasses.replace(
-        manifest,
+        plain,
         precision="int8" if int8 else "fp16" if half else "fp32",
         input="float32" if input == "float" else "uint8",
         output=output_format if nms else "raw",
-        nms=_nms(manifest, max_det) if nms else None,
-        image_size=None if dynamic else manifest.preprocessing.image_size,
+        nms=_nms(plain, max_det) if nms else None,
+        image_size=None if dynamic else plain.preprocessing.image_size,
         batch=None if dynamic else batch,
     )
-    canvases = parity.canvases(manifest.preprocessing, images if images is not None else data)
-    reference = parity.Reference(checkpoint.model, canvases)
-    started = time.perf_counter()
+    paths = None if data is None else _image_paths(data)
+    reference = parity.Reference(
+        checkpoint.model, parity.canvases(plain.preprocessing, paths if images is None else images)
+    )
     with _folder_beside(path) as folder:
+        started = time.perf_counter()
+        write = _writer(checkpoint, target, manifest, paths, folder)
         file = folder / path.name
-        write = _writer(checkpoint, target, manifest, data)
         write(manifest, file)
         seconds = time.perf_counter() - started
         compared, judged = file, reference.shown(manifest)
@@ -125,125 +130,79 @@ def export_raw_onnx(checkpoint: Checkpoint, path: Path) -> Manifest:
     """Write the raw network as ONNX: uint8 in, any batch, height and width; the file appears complete or not at all."""
     _require_packages("onnx")
     manifest = manifest_of(checkpoint)
-    data = _onnx_bytes(onnx_model(checkpoint.model, manifest), manifest)
+    data = _onnx_bytes(onnx_graph(checkpoint.model, manifest), manifest)
     with atomic_file(path) as stream:
         stream.write(data)
     return manifest
 
 
-def manifest_of(checkpoint: Checkpoint, imgsz: int | tuple[int, int] | None = None) -> Manifest:
-    """The manifest of a checkpoint's raw float32 network for images of any size, on a canvas of `imgsz`."""
+def manifest_of(checkpoint: Checkpoint) -> Manifest:
+    """The manifest of a checkpoint's raw float32 network for images of any size."""
     model = checkpoint.model
-    preprocessing = model.preprocessing
-    if imgsz is not None:
-        height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-        # As the detector does: the margin around the image grows with the canvas.
-        resize_to = round(preprocessing.resize_to * max(height, width) / max(preprocessing.image_size))
-        try:
-            preprocessing = dataclasses.replace(preprocessing, image_size=(height, width), resize_to=resize_to)
-        except ValueError as error:
-            raise ValueError(f"imgsz {imgsz} must be a multiple of 32, at least 32") from error
     return Manifest(
-        model.variant, model.class_names, preprocessing, checkpoint.conf, checkpoint.iou,
+        model.variant, model.class_names, model.preprocessing, checkpoint.conf, checkpoint.iou,
         checkpoint.license, checkpoint.record,
     )  # fmt: skip
 
 
-def onnx_model(model: YoloNAS, manifest: Manifest) -> Any:
-    """The ModelProto that the manifest describes (of float32 or float16), without metadata."""
-    raw = RawNetwork(model, half=manifest.precision == "fp16").eval()
-    with quiet():
-        program = torch.onnx.export(
-            raw,
-            _example(manifest),
-            input_names=[INPUT_NAME],
-            output_names=list(RAW_OUTPUT_NAMES),
-            dynamic_shapes=_dynamic_shapes(manifest),
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    proto = program.model_proto  # type: ignore[union-attr]
-    for part in (*proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        part.ClearField("metadata_props")  # stack traces with paths of this machine, a fifth of a small file
-    return proto if manifest.output == "raw" else with_nms(proto, manifest)
-
-
-def with_nms(proto: Any, manifest: Manifest) -> Any:
-    """A raw ModelProto with the decoding and NMS that the manifest describes behind it."""
-    assert manifest.nms is not None
-    return append_nms(proto, manifest.output, len(manifest.class_names), manifest.nms)
-
-
-class RawNetwork(nn.Module):
-    """Images [B, 3, H, W], uint8, or float 0..1, -> the six raw maps, float32.
-
-    The preprocessing's arithmetic is inside. With `half` the network computes in float16 between the two.
-    """
-
-    def __init__(self, model: YoloNAS, half: bool = False) -> None:
-        super().__init__()
-        fused = model if model.form == "fused" and not half else model.fused()
-        self.model = fused.half() if half else fused
-        self.dtype = torch.float16 if half else torch.float32
-        self.normalizes = (model.preprocessing.mean, model.preprocessing.std) != (None, None)
-        scale, shift = scale_and_shift(model.preprocessing)
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("shift", shift, persistent=False)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        scale, shift = cast(Tensor, self.scale), cast(Tensor, self.shift)
-        x = images.to(scale.dtype)
-        if images.dtype == torch.uint8:
-            x = x * (scale / BIT_DEPTH)
-        elif self.normalizes:
-            x = x * scale
-        if self.normalizes:
-            x = x + shift
-        raw = self.model(x.to(self.dtype))
-        return tuple(m.float() for m in (*raw.class_logits, *raw.box_logits))
-
-
-class DetectingNetwork(nn.Module):
-    """A raw network with `yolonas.ops.decode_nms` behind it, in one of the two output formats; for torch.export."""
-
-    def __init__(self, raw: RawNetwork, output: str, nms: dict[str, Any]) -> None:
-        super().__init__()
-        self.raw = raw
-        self.output = output
-        self.nms = nms
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self.raw(images)
-        found = ops.decode_nms(maps[:3], maps[3:], self.raw.model.strides, **self.nms)
-        counts = found.counts.unsqueeze(1)
-        is_output = torch.arange(found.scores.shape[1], device=counts.device) < counts
-        if self.output == "batch":
-            boxes = torch.where(is_output.unsqueeze(2), found.boxes, -1.0)
-            return counts, boxes, torch.where(is_output, found.scores, -1.0), found.labels
-        image = is_output.nonzero()[:, :1].float()
-        scores, labels = found.scores[is_output].unsqueeze(1), found.labels[is_output].unsqueeze(1).float()
-        return (torch.cat([image, found.boxes[is_output], scores, labels], dim=1),)
-
-
-def scale_and_shift(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Normalisation of an image 0..1 as image * scale + shift, float32 [3, 1, 1] each."""
-    mean = torch.tensor(preprocessing.mean or (0.0, 0.0, 0.0)).reshape(3, 1, 1)
-    std = torch.tensor(preprocessing.std or (1.0, 1.0, 1.0)).reshape(3, 1, 1)
-    return 1 / std, -mean / std
-
-
-def _writer(checkpoint: Checkpoint, target: Format, manifest: Manifest, data: Any) -> Callable[[Manifest, Path], None]:
-    """A function (manifest, file) that writes the format; the network is traced or quantized once."""
+def _changed(
+    checkpoint: Checkpoint, imgsz: int | tuple[int, int] | None, conf: float | None, iou: float | None
+) -> Checkpoint:
+    """The checkpoint with another canvas and other thresholds, where they are given; the weights are shared."""
     model = checkpoint.model
+    if imgsz is not None:
+        model = copy.copy(model)
+        model.preprocessing = _on_canvas(model.preprocessing, imgsz)
+    conf, iou = checkpoint.conf if conf is None else conf, checkpoint.iou if iou is None else iou
+    return dataclasses.replace(checkpoint, model=model, conf=conf, iou=iou)
+
+
+def _on_canvas(own: Preprocessing, imgsz: int | tuple[int, int]) -> Preprocessing:
+    """As the detector does: the margin around the image grows with the canvas."""
+    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
+    resize_to = round(own.resize_to * max(height, width) / max(own.image_size))
+    try:
+        return dataclasses.replace(own, image_size=(height, width), resize_to=resize_to)
+    except ValueError as error:
+        raise ValueError(f"imgsz {imgsz} must be a multiple of 32, at least 32") from error
+
+
+def _nms(manifest: Manifest, max_det: int) -> dict[str, Any]:
+    return {
+        "score_threshold": manifest.conf,
+        "iou_threshold": manifest.iou,
+        "pre_nms_top_k": max(PRE_NMS_TOP_K, max_det),
+        "max_detections": max_det,
+    }
+
+
+def _image_paths(data: str | Path) -> list[Path]:
+    """The images of a data set, of its training part where it has parts: NNCF wants those the model knows."""
+    from yolonas.data.readers import read_dataset, splits
+
+    parts = splits(data)
+    part = next((name for name in ("train", "val") if name in parts), next(iter(parts), None))
+    return [image.path for image in read_dataset(data, part).images]
+
+
+def _writer(
+    checkpoint: Checkpoint, target: Format, manifest: Manifest, paths: list[Path] | None, folder: Path
+) -> Writer:
+    """A function that writes the format; the network is traced and quantized once."""
     if target == "pt2":
-        return lambda wanted, file: _write_pt2(model, wanted, file)
-    raw = dataclasses.replace(manifest, output="raw", nms=None)
-    proto = onnx_model(model, dataclasses.replace(raw, precision="fp32") if target == "openvino" else raw)
+        return lambda wanted, file: _write_pt2(checkpoint, wanted, file)
+    if manifest.precision == "int8":
+        proto, record = _quantized(checkpoint, paths or [], folder / "int8.onnx")
+        _fix_sizes(proto, manifest)
+    else:
+        half = manifest.precision == "fp16" and target == "onnx"  # OpenVINO stores float32 as float16 itself
+        proto, record = onnx_graph(checkpoint.model, manifest, half), manifest.record
 
     def write(wanted: Manifest, file: Path) -> None:
-        # merge_models takes the graph apart, so it works on a copy
-        whole = with_nms(_copy(proto), wanted) if wanted.output != "raw" else proto
+        wanted = dataclasses.replace(wanted, record=record)
+        whole = copy.deepcopy(proto)
+        if wanted.nms is not None:
+            whole = append_nms(whole, wanted.output, len(wanted.class_names), wanted.nms)
         if target == "onnx":
             file.write_bytes(_onnx_bytes(whole, wanted))
         else:
@@ -252,10 +211,24 @@ def _writer(checkpoint: Checkpoint, target: Format, manifest: Manifest, data: An
     return write
 
 
-def _copy(proto: Any) -> Any:
-    copied = type(proto)()
-    copied.CopyFrom(proto)
-    return copied
+def _quantized(checkpoint: Checkpoint, paths: list[Path], file: Path) -> tuple[Any, dict[str, Any]]:
+    """The int8 ModelProto with dynamic sizes, and the record that says how it was made."""
+    quantization = importlib.import_module("yolonas.quantization")
+    made = quantization.quantize(checkpoint, file, paths)
+    return require("onnx", "onnx", "an export to ONNX").load(str(file)), made.record
+
+
+def _fix_sizes(proto: Any, manifest: Manifest) -> None:
+    """Bind a raw ModelProto of any sizes to those of the manifest."""
+    if manifest.image_size is None:
+        return
+    height, width = manifest.image_size
+    for value, stride in zip((*proto.graph.input, *proto.graph.output), (1, *STRIDES, *STRIDES), strict=True):
+        dims = value.type.tensor_type.shape.dim
+        for place, size in ((0, manifest.batch), (2, height // stride), (3, width // stride)):
+            dims[place].Clear()
+            dims[place].dim_value = size
+    del proto.graph.value_info[:]
 
 
 def _onnx_bytes(proto: Any, manifest: Manifest) -> bytes:
@@ -271,37 +244,10 @@ def _write_openvino(proto: Any, manifest: Manifest, file: Path) -> None:
     openvino.save_model(model, str(file), compress_to_fp16=manifest.precision == "fp16")
 
 
-def _write_pt2(model: YoloNAS, manifest: Manifest, file: Path) -> None:
-    network: nn.Module = RawNetwork(model, half=manifest.precision == "fp16")
-    if manifest.nms is not None:
-        network = DetectingNetwork(cast(RawNetwork, network), manifest.output, manifest.nms)
-    with quiet(), torch.no_grad():
-        program = torch.export.export(
-            network.eval().requires_grad_(False), _example(manifest), dynamic_shapes=_dynamic_shapes(manifest)
-        )
+def _write_pt2(checkpoint: Checkpoint, manifest: Manifest, file: Path) -> None:
+    program = torch_program(checkpoint.model, manifest)
+    with quiet():
         torch.export.save(program, str(file), extra_files={METADATA_KEY: manifest.to_json()})
-
-
-def _example(manifest: Manifest) -> tuple[Tensor]:
-    height, width = manifest.image_size or (64, 96)  # sizes that differ, or the exporter takes them for one
-    dtype = torch.uint8 if manifest.input == "uint8" else torch.float32
-    return (torch.zeros(manifest.batch or 2, 3, height, width, dtype=dtype),)
-
-
-def _dynamic_shapes(manifest: Manifest) -> tuple[dict[int, Any]] | None:
-    if manifest.image_size is not None:
-        return None
-    dim, height, width = torch.export.Dim, torch.export.Dim("height"), torch.export.Dim("width")
-    return ({0: dim("batch"), 2: 32 * height, 3: 32 * width},)
-
-
-def _nms(manifest: Manifest, max_det: int) -> dict[str, Any]:
-    return {
-        "score_threshold": manifest.conf,
-        "iou_threshold": manifest.iou,
-        "pre_nms_top_k": max(PRE_NMS_TOP_K, max_det),
-        "max_detections": max_det,
-    }
 
 
 def _format(path: Path, format: str | None) -> Format:
@@ -310,49 +256,38 @@ def _format(path: Path, format: str | None) -> Format:
     if format is not None and format not in suffixes:
         raise ValueError(f"format {format!r} is not one of {', '.join(suffixes)}")
     if by_suffix is None or format not in (None, by_suffix):
-        wanted = f"{suffixes[format]} for format {format}" if format else ", ".join(SUFFIXES)
+        wanted = f"{suffixes[format]} for the format {format}" if format else ", ".join(SUFFIXES)
         raise ValueError(f"{path} must end in {wanted}")
     return cast(Format, by_suffix)
 
 
-def _require_packages(target: Format) -> None:
-    if target != "pt2":
-        purpose = "an export to ONNX" if target == "onnx" else "an export to OpenVINO"
-        for package in ("onnx", "onnxscript"):
-            require(package, target, purpose)
-        require("onnxruntime" if target == "onnx" else "openvino", target, purpose)
+def _require_packages(target: Format, int8: bool = False) -> None:
+    if target == "pt2":
+        return
+    names = {"onnx": "ONNX", "openvino": "OpenVINO"}
+    packages = ["onnx", "onnxscript", "onnxruntime" if target == "onnx" else "openvino"]
+    for package in packages + (["nncf"] if int8 else []):
+        require(package, "openvino" if package in ("openvino", "nncf") else "onnx", f"an export to {names[target]}")
 
 
 @contextlib.contextmanager
 def _folder_beside(path: Path) -> Iterator[Path]:
     """A temporary folder on the file system of `path`, so that what it holds can be renamed into place."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        folder = tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent)
+            raise IsADirectoryError(None, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            yield Path(folder)
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
-    with folder as name:
-        yield Path(name)
 
 
 def _publish(file: Path, path: Path) -> int:
-    """Rename the file, and first the .bin of OpenVINO, into place; their size."""
-    parts = [*file.parent.glob(f"{file.stem}.bin"), file]
-    size = sum(part.stat().st_size for part in parts)
-    try:
-        for part in parts:
-            part.replace(path.with_suffix(part.suffix))
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror or error}") from error
+    """Rename the file into place, after the .bin that an .xml reads; the size of both."""
+    size = 0
+    for suffix in [".bin"] * (path.suffix.lower() == ".xml") + [path.suffix]:
+        part = file.with_suffix(suffix)
+        size += part.stat().st_size
+        part.replace(path.with_suffix(suffix))
     return size
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the exporter's progress, warnings and log lines, which tell the user nothing to do."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield

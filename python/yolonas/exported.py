@@ -19,6 +19,11 @@ FORMAT_VERSION = 1
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "pt2"}
 INPUT_NAME = "images"
 RAW_OUTPUT_NAMES = ("class_8", "class_16", "class_32", "box_8", "box_16", "box_32")
+OUTPUT_NAMES = {
+    "raw": RAW_OUTPUT_NAMES,
+    "flat": ("flat_predictions",),
+    "batch": ("num_predictions", "pred_boxes", "pred_scores", "pred_classes"),
+}
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,6 @@ from yolonas.exported import RAW_OUTPUT_NAMES
 from yolonas.extras import require
 from yolonas.model.config import REG_MAX, STRIDES
 
-OUTPUT_NAMES = {
-    "flat": ("flat_predictions",),
-    "batch": ("num_predictions", "pred_boxes", "pred_scores", "pred_classes"),
-}
-
 
 def append_nms(model: Any, output: str, num_classes: int, nms: dict[str, Any]) -> Any:
     """A ModelProto of the raw network with decoding and NMS behind it, for images of any number and size.

@@ -13,12 +13,11 @@ import numpy.typing as npt
 import torch
 
 from yolonas.data import samples
-from yolonas.exported import INPUT_NAME, RAW_OUTPUT_NAMES, Manifest
+from yolonas.exported import INPUT_NAME, OUTPUT_NAMES, Manifest, read_manifest
 from yolonas.extras import require
 from yolonas.inference.letterbox import letterbox
 from yolonas.inference.runtimes import STRIDES, Decoding, Found, decode
 from yolonas.model import Preprocessing, YoloNAS
-from yolonas.onnx_nms import OUTPUT_NAMES
 
 Array = npt.NDArray[np.float32]
 
@@ -94,7 +93,7 @@ class Reference:
     """What the model itself gives on canvases, in float32 by PyTorch."""
 
     def __init__(self, model: YoloNAS, canvases: npt.NDArray[np.uint8]) -> None:
-        from yolonas.export import RawNetwork
+        from yolonas.tracing import RawNetwork
 
         network = RawNetwork(model).eval()
         with torch.inference_mode():
@@ -172,10 +171,7 @@ def detections(outputs: list[Any], output: str) -> list[Found]:
 
 def _session(file: Path) -> Any:
     """A function images -> outputs, as the file names them in our order."""
-    from yolonas.exported import read_manifest
-
-    output = read_manifest(file).output
-    names = RAW_OUTPUT_NAMES if output == "raw" else OUTPUT_NAMES[output]
+    names = OUTPUT_NAMES[read_manifest(file).output]
     if file.suffix == ".onnx":
         runtime = require("onnxruntime", "onnx", "the check of an exported ONNX file")
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])

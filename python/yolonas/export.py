@@ -106,10 +106,9 @@ def export(
         batch=None if dynamic else batch,
     )
     paths = None if data is None else _image_paths(data)
-    reference = parity.Reference(
-        checkpoint.model, parity.canvases(plain.preprocessing, paths if images is None else images)
-    )
     with _folder_beside(path) as folder:
+        canvases = parity.canvases(plain.preprocessing, paths if images is None else images)
+        reference = parity.Reference(checkpoint.model, canvases)
         started = time.perf_counter()
         write = _writer(checkpoint, target, manifest, paths, folder)
         file = folder / path.name
@@ -202,7 +201,8 @@ def _writer(
         wanted = dataclasses.replace(wanted, record=record)
         whole = copy.deepcopy(proto)
         if wanted.nms is not None:
-            whole = append_nms(whole, wanted.output, len(wanted.class_names), wanted.nms)
+            classes = len(wanted.class_names)
+            whole = append_nms(whole, wanted.output, classes, wanted.nms, for_openvino=target == "openvino")
         if target == "onnx":
             file.write_bytes(_onnx_bytes(whole, wanted))
         else:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from yolonas.exported import RAW_OUTPUT_NAMES
 from yolonas.extras import require
 from yolonas.model.config import REG_MAX, STRIDES
 
 
-def append_nms(model: Any, output: str, num_classes: int, nms: dict[str, Any]) -> Any:
+def append_nms(model: Any, output: str, num_classes: int, nms: dict[str, Any], *, for_openvino: bool = False) -> Any:
     """A ModelProto of the raw network with decoding and NMS behind it, for images of any number and size.
 
     nms: score_threshold, iou_threshold, pre_nms_top_k, max_detections. The rules are those of
@@ -20,9 +22,13 @@ def append_nms(model: Any, output: str, num_classes: int, nms: dict[str, Any]) -
     output "flat": [N, 7] float32: image, x1, y1, x2, y2 in canvas px, score, class, the images one after the other.
     output "batch": num_predictions [B, 1] int64, pred_boxes [B, max_detections, 4], pred_scores [B, max_detections],
     pred_classes [B, max_detections] int64, unused places -1.
+    OpenVINO's NonMaxSuppression drops a box whose IoU equals the threshold, so `for_openvino` sets the next number.
+    It also leaves the order of equal logits open.
     """
     onnx = require("onnx", "onnx", "an export to ONNX")
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    if for_openvino:
+        nms = nms | {"iou_threshold": float(np.nextafter(np.float32(nms["iou_threshold"]), np.float32(2)))}
     tail = onnx.parser.parse_model(_text(model.ir_version, opset, output, num_classes, nms))
     pairs = [(name, name) for name in RAW_OUTPUT_NAMES]
     return onnx.compose.merge_models(model, tail, io_map=pairs)

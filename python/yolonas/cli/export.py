@@ -108,11 +108,11 @@ def export(
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     manifest = exported.manifest
-    size = "any multiple of 32" if manifest.image_size is None else "{} x {}".format(*manifest.image_size)
-    outputs = "six raw maps" if manifest.output == "raw" else f"detections ({manifest.output})"
+    sides = "any, any" if manifest.image_size is None else "{}, {}".format(*manifest.image_size)
+    outputs = "the six raw maps" if manifest.output == "raw" else f"detections ({manifest.output})"
     opset = f", opset {exported.opset}" if exported.opset else ""
     click.echo(f"Wrote {out}: {exported.size / 1e6:.1f} MB, {manifest.precision}{opset}, in {exported.seconds:.1f} s")
-    click.echo(f"takes images [{manifest.batch or 'any'}, 3, H, W] {manifest.input}, H x W {size}; gives {outputs}")
+    click.echo(f"takes images [{manifest.batch or 'any'}, 3, {sides}] {manifest.input}; gives {outputs}")
     click.echo(f"compared with the model: {exported.parity}")
     if checkpoint.license is not None:
         click.echo(f"licence of the weights, which binds this file too: {checkpoint.license}")

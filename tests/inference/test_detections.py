@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -67,6 +68,45 @@ def test_to_supervision() -> None:
     np.testing.assert_array_equal(found.xyxy, three().boxes)
     assert found.data["class_name"].tolist() == ["cat", "猫", "Gerät"]
     assert found.class_id.tolist() == [0, 2, 1]
+
+
+def tracked() -> Detections:
+    detections = three(np.full((100, 200, 3), 128, np.uint8))
+    detections.frame, detections.time = 12, 0.48
+    return dataclasses.replace(detections, track_ids=[7, 3, 12])
+
+
+def test_frames_and_tracks_go_along() -> None:
+    detections = tracked()
+    assert detections.track_ids is not None
+    assert detections.track_ids.dtype == np.int64
+    assert [d.track_id for d in detections] == [7, 3, 12]
+    assert three()[0].track_id is None
+    part = detections[detections.scores < 0.6]
+    assert part.track_ids.tolist() == [3, 12]
+    assert (part.frame, part.time, part.path) == (12, 0.48, "a.jpg")
+    assert repr(part) == "Detections(2 boxes, 200x100, a.jpg, frame 12)"
+    document = json.loads(json.dumps(part.to_dict()))
+    assert (document["frame"], document["time"]) == (12, 0.48)
+    assert [entry["track_id"] for entry in document["detections"]] == [3, 12]
+    assert detections.to_supervision().tracker_id.tolist() == [7, 3, 12]
+    assert three().to_supervision().tracker_id is None
+    assert {"frame", "time"}.isdisjoint(three().to_dict())
+    with pytest.raises(ValueError, match="track_ids must be as many as boxes, 3, not 2"):
+        dataclasses.replace(detections, track_ids=[1, 2])
+
+
+def test_a_track_keeps_its_colour_whatever_its_class() -> None:
+    image = np.full((400, 400, 3), 128, dtype=np.uint8)
+    box = np.array([[100, 200, 300, 350]])
+    plain, *drawn = (
+        Detections(box, [0.9], [label], NAMES, (400, 400), image=image, track_ids=track).plot()
+        for label, track in ((1, None), (1, [5]), (0, [5]))
+    )
+    for picture in drawn:
+        np.testing.assert_array_equal(picture[350, 200], class_color(5))
+    label = np.s_[150:200, 95:301]
+    assert (drawn[0][label] != 128).any(-1).sum() > (plain[label] != 128).any(-1).sum(), "its number stands before it"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (20, 300), (100, 200), (1500, 2000)])

@@ -266,11 +266,11 @@ def _with_pseudo_labels(
 ) -> LabelledImages:
     """The training images and those of the folder that are neither among them nor for validation, mixed."""
     from yolonas.inference.detector import Detector
-    from yolonas.inference.sources import iter_sources
+    from yolonas.inference.sources import list_sources
     from yolonas.training.pseudo_labels import mixed, pseudo_labels
 
     labelled = {image.path.resolve() for image in training.images + validation.images}
-    paths = [path for path in iter_sources(folder) if isinstance(path, Path) and path.resolve() not in labelled]
+    paths = [path for path in list_sources(folder) if isinstance(path, Path) and path.resolve() not in labelled]
     found = pseudo_labels(Detector(teacher, device), paths, training.names)
     click.echo(f"The teacher found {found.objects} objects in {len(found)} of {len(paths)} images of {folder}")
     return mixed(training, found)

@@ -1,51 +1,84 @@
-"""Where images come from: files, folders, patterns, bytes and arrays."""
+"""Where images come from: files, folders, patterns, web addresses, videos, cameras, bytes and arrays."""
 
 from __future__ import annotations
 
 import glob
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from yolonas.errors import DataError
-from yolonas.inference import image_header
+from yolonas.inference import download, image_header
 from yolonas.inference._cv2 import cv2
+from yolonas.inference.video import VIDEO_SUFFIXES, Frame, Video
 
 Image: TypeAlias = npt.NDArray[np.uint8]
-Source: TypeAlias = Path | bytes | Image
-"""One image, not read yet: a file, the bytes of a file, or pixels (uint8 [h, w, 3] RGB)."""
+Source: TypeAlias = Path | str | bytes | Image | Frame | DataError
+"""One image for `read_image`, which may run in any thread.
+
+Not read yet: a file, the web address of an image (str), the bytes of a file. Read: pixels (uint8 [h, w, 3] RGB), or a
+frame of a video, which a reader decodes in order. A DataError is what the reader of a video met.
+"""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif", ".jp2", ".ppm", ".pgm")
 MOST_PIXELS = 1 << 28
 """An image that declares more is refused: 16384 x 16384 take 800 MB, and a file of some kilobytes can declare them."""
+_STREAM_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "tcp", "udp", "srt")
+_LIVE_SUFFIXES = (".m3u8", ".mjpg", ".mjpeg")
+_STREAM_TYPES = ("multipart/x-mixed-replace", "application/vnd.apple.mpegurl", "application/x-mpegurl")
 _HEADER_BYTES = 1 << 17  # enough for the header of a photograph with EXIF data and a thumbnail (64 KiB at most)
 
 
-def read_image(source: Path | str | bytes | Image) -> Image:
+def read_image(source: Source) -> Image:
     """Read one image into uint8 [h, w, 3] RGB, turned upright by its EXIF orientation.
 
     Grey images are repeated over the channels, 16-bit ones keep their high byte, transparency is dropped, CMYK is
-    converted. An array is checked and returned as it is. Raises DataError, naming the file, for what is missing,
-    damaged, truncated, animated, larger than `MOST_PIXELS` or no image.
+    converted. An array is checked and returned as it is. Raises DataError, naming the file or address, for what is
+    missing, damaged, truncated, animated, larger than `MOST_PIXELS` or no image.
     """
     if isinstance(source, np.ndarray):
         return _checked_array(source)
     if isinstance(source, bytes):
         return decode(source, "<bytes>")
+    if isinstance(source, Frame):
+        return source.image
+    if isinstance(source, DataError):
+        raise source
+    if isinstance(source, str) and download.is_web_address(source):
+        return decode(download.download(source), download.without_password(source))
     return decode(read_bytes(Path(source)), str(source))
+
+
+class Origin(NamedTuple):
+    """Where an image is from, as `Detections` name it."""
+
+    path: str | None = None
+    frame: int | None = None
+    time: float | None = None
+
+
+def origin(source: Source) -> Origin:
+    """The path or address of an image, and the index and time stamp of a frame; nothing for bytes and arrays."""
+    if isinstance(source, Frame):
+        return Origin(source.path, source.index, source.time)
+    if isinstance(source, str):
+        return Origin(download.without_password(source))
+    return Origin(str(source)) if isinstance(source, Path) else Origin()
 
 
 def check_header(data: bytes, name: str) -> None:
     """Raise DataError for what the bytes of an image file show to be unusable without decoding it."""
     if not data:
         raise DataError(f"{name} is empty")
+    if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise DataError(f"{name} is an HTML page, not an image: it was saved in the place of one")
     if image_header.is_truncated_jpeg(data):
         raise DataError(f"{name} is a truncated JPEG file: its end is missing")
     if image_header.is_animated(data):
-        raise DataError(f"{name} is animated: extract the frames to predict on")
+        raise DataError(f"{name} is animated: save it as .gif or .mp4, whose frames are read as a video")
     if image_header.is_turned_avif(data):
         raise DataError(f"{name} is an AVIF file with a rotation, which OpenCV ignores: save it upright")
     if (pixels := image_header.pixels(data)) > MOST_PIXELS:
@@ -75,57 +108,123 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def is_single(source: Any) -> bool:
-    """Whether a source is one image, whose result is not wrapped in a list."""
-    if isinstance(source, np.ndarray):
-        return source.ndim != 4
+    """Whether a source is one image, whose result is not wrapped in a list; a live source is, with its next frame."""
     if isinstance(source, str | Path):
-        return not Path(source).is_dir() and not _is_pattern(source)
-    return isinstance(source, bytes)
+        if _is_many(source):
+            return False
+        (source,) = _from_path(source)
+    if isinstance(source, Video):
+        return source.live
+    if isinstance(source, str):
+        return True
+    if isinstance(source, Iterable) and not _holds_pixels(source):
+        return isinstance(source, bytes)
+    return getattr(source, "ndim", 3) != 4
 
 
-def iter_sources(source: Any) -> Iterator[Source]:
-    """The images of a source, in order, not read yet.
+def iter_sources(source: Any, stride: int = 1) -> Iterator[Source]:
+    """The images of a source, in order, those of files and addresses not read yet; of videos every `stride`-th frame.
 
-    source: an image file, a folder (its images sorted by name, without sub-folders and hidden files), a glob pattern
-    (`**` goes into sub-folders), the bytes of an image file, an array uint8 [h, w, 3] or [n, h, w, 3] RGB, or any
-    iterable of these. Raises DataError where a folder or pattern holds no image, or nothing is there.
+    source: what `list_sources` takes. The frames of a video are decoded as they are asked for, one after the other; a
+    live source goes on until it is lost. Raises as `list_sources` does; what a single video lacks is an item instead.
     """
-    if isinstance(source, np.ndarray):
-        yield from source if source.ndim == 4 else (source,)
-    elif isinstance(source, bytes):
+    for item in list_sources(source):
+        if isinstance(item, Video):
+            yield from item.frames(stride)
+        else:
+            yield item
+
+
+def list_sources(source: Any) -> Iterator[Source | Video]:
+    """The images and videos of a source, in order, none of them read or opened yet.
+
+    source: an image or video file; a folder (its images sorted by name, then its videos, without sub-folders and hidden
+    files); a glob pattern (`**` goes into sub-folders); the http(s) address of an image or video; the address of a
+    stream (rtsp, rtmp, tcp, udp, srt, or http with motion JPEG or HLS); the number of a camera, 0 or "0"; the bytes of
+    an image file; an array uint8 [h, w, 3] or [n, h, w, 3] RGB; a PIL image; a torch tensor [3, h, w] or [n, 3, h, w]
+    RGB, uint8 or float 0..1; or any iterable of these. An http address whose suffix tells nothing is asked what it is.
+    Raises DataError where a folder or pattern holds nothing, or an address is of no such kind; TypeError for the rest.
+    """
+    if isinstance(source, bytes | Frame | Video | DataError):
         yield source
     elif isinstance(source, str | Path):
-        yield from _files(source)
-    elif isinstance(source, Iterable) and not hasattr(source, "__array__"):
+        yield from _from_path(source)
+    elif isinstance(source, int | np.integer) and not isinstance(source, bool):
+        yield Video(int(source), live=True)
+    elif _holds_pixels(source):
+        pixels = _pixels(source)
+        yield from pixels if pixels.ndim == 4 else (pixels,)
+    elif isinstance(source, Iterable):
         for item in source:
-            yield from iter_sources(item)
+            yield from list_sources(item)
     else:
-        raise TypeError(f"a source is a path, bytes, a NumPy array or a list of these, not {type(source).__name__}")
+        known = "a path, a web address, the number of a camera, bytes, an array or a list of these"
+        raise TypeError(f"a source is {known}, not {type(source).__name__}")
 
 
-def _files(source: str | Path) -> list[Path]:
+def _from_path(source: str | Path) -> list[Path | str | Video]:
     path = Path(source)
     if path.is_dir():
-        found = [file for file in path.iterdir() if _looks_like_image(file)]
-        what = f"the folder {path}"
-    elif _is_pattern(source):
-        found = [file for match in glob.glob(str(source), recursive=True) if _looks_like_image(file := Path(match))]
-        what = f"the pattern {source}"
-    elif "://" in str(source):
-        raise DataError(f"{source} is a URL: download the image and give its path")
-    else:
-        return [path]  # a file that is missing is reported when it is read, like any unreadable one
-    if not found:
-        raise DataError(f"no image matches {what} (looked for {', '.join(IMAGE_SUFFIXES)})")
-    return sorted(found)
+        found, what = list(path.iterdir()), f"the folder {path}"
+    elif _is_many(source):
+        found, what = [Path(match) for match in glob.glob(str(source), recursive=True)], f"the pattern {source}"
+    elif isinstance(source, str) and "://" in source:
+        return [_from_address(source)]
+    elif isinstance(source, str) and source.isdecimal() and not path.exists():
+        return [Video(int(source), live=True)]
+    else:  # a file that is missing is reported when it is read, like any unreadable one
+        return [Video(path) if _is_video(path) else path]
+    usable = sorted(file for file in found if _is_usable(file))
+    if not usable:
+        kinds = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
+        raise DataError(f"no image matches {what} (looked for {kinds})")
+    videos = [file for file in usable if _is_video(file)]
+    return [*(file for file in usable if file not in set(videos)), *map(Video, videos)]
 
 
-def _looks_like_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+def _from_address(url: str) -> str | Video:
+    scheme = url.partition("://")[0].lower()
+    if scheme in _STREAM_SCHEMES:
+        return Video(url, live=True)
+    name = download.without_password(url)
+    if not download.is_web_address(url):
+        known = ", ".join(("http", "https", *_STREAM_SCHEMES))
+        raise DataError(f"{name} is an address of a kind that is not read, {scheme}: use a file, or one of {known}")
+    if (suffix := download.suffix(url)) in IMAGE_SUFFIXES:
+        return url
+    if suffix in VIDEO_SUFFIXES:
+        return Video(url)
+    if suffix in _LIVE_SUFFIXES:
+        return Video(url, live=True)
+    try:
+        kind, finite = download.content_type(url)
+    except DataError:
+        return url  # reported when it is read, like any unreadable image
+    if kind.startswith("video/"):
+        return Video(url, live=not finite)
+    return Video(url, live=True) if kind in _STREAM_TYPES else url
+
+
+def _is_many(source: str | Path) -> bool:
+    return Path(source).is_dir() or _is_pattern(source)
+
+
+def _is_video(file: Path) -> bool:
+    if file.suffix.lower() == ".gif":
+        try:
+            return image_header.is_animated(read_bytes(file))
+        except DataError:
+            return False
+    return file.suffix.lower() in VIDEO_SUFFIXES
+
+
+def _is_usable(file: Path) -> bool:
+    known = file.suffix.lower() in IMAGE_SUFFIXES + VIDEO_SUFFIXES
+    return known and not file.name.startswith(".") and file.is_file()
 
 
 def _is_pattern(source: str | Path) -> bool:
-    return glob.has_magic(str(source)) and not Path(source).exists()
+    return glob.has_magic(str(source)) and "://" not in str(source) and not Path(source).exists()
 
 
 def read_bytes(path: Path, limit: int = -1) -> bytes:
@@ -135,6 +234,24 @@ def read_bytes(path: Path, limit: int = -1) -> bytes:
             return file.read(limit)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _holds_pixels(source: Any) -> bool:
+    return hasattr(source, "__array__") or hasattr(source, "__array_interface__")  # PIL images have the latter only
+
+
+def _pixels(source: Any) -> Any:
+    """What NumPy reads as an array: PIL images upright and in RGB, torch tensors with their channels last."""
+    kind = type(source).__module__.partition(".")[0]
+    if kind == "PIL":
+        from PIL import ImageOps
+
+        return np.asarray(ImageOps.exif_transpose(source).convert("RGB"))
+    if kind == "torch":
+        pixels = source.detach().cpu().numpy()
+        pixels = (pixels.clip(0, 1) * 255).round().astype(np.uint8) if pixels.dtype.kind == "f" else pixels
+        return np.ascontiguousarray(np.moveaxis(pixels, -3, -1)) if pixels.ndim >= 3 else pixels
+    return np.asarray(source)
 
 
 def _checked_array(image: npt.NDArray[Any]) -> Image:

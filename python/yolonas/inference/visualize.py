@@ -19,7 +19,7 @@ _GOLDEN_RATIO = 0.618033988749895  # steps of the hue: neighbouring class number
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """A colour for a class number: uint8 RGB, the same on every image."""
+    """A colour for the number of a class or track: uint8 RGB, the same on every image."""
     hue = (0.03 + label * _GOLDEN_RATIO) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, (0.95, 0.75)[label // 8 % 2])
     return round(red * 255), round(green * 255), round(blue * 255)
@@ -28,7 +28,8 @@ def class_color(label: int) -> tuple[int, int, int]:
 def draw(image: npt.NDArray[np.uint8], detections: Detections) -> npt.NDArray[np.uint8]:
     """A copy of an image, uint8 [h, w, 3] RGB, with the detections drawn on it.
 
-    Lines and letters grow with the image; the best-scored box is drawn last, on top.
+    Lines and letters grow with the image; the best-scored box is drawn last, on top. A colour is that of the class, or
+    of the track where there is one.
     """
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
@@ -36,10 +37,12 @@ def draw(image: npt.NDArray[np.uint8], detections: Detections) -> npt.NDArray[np
     font_scale = max(0.35, line / 4)
     for i in np.argsort(detections.scores, kind="stable"):
         label = int(detections.labels[i])
-        color = class_color(label)
+        track = None if detections.track_ids is None else int(detections.track_ids[i])
+        color = class_color(label if track is None else track)
         left, top, right, bottom = (round(float(v)) for v in detections.boxes[i])
         cv2.rectangle(canvas, (left, top), (right, bottom), color, line)
-        text = f"{_drawable(detections.names[label], label)} {detections.scores[i]:.2f}"
+        number = "" if track is None else f"#{track} "
+        text = f"{number}{_drawable(detections.names[label], label)} {detections.scores[i]:.2f}"
         (text_width, text_height), below = cv2.getTextSize(text, _FONT, font_scale, max(1, line // 2))
         # Above the box; inside it where there is no room above; and never cut off by the image's right edge.
         x = max(0, min(left, width - text_width - 1))

@@ -15,8 +15,10 @@ import pytest
 from PIL import Image
 
 from moving_pictures import FPS, grey, index_of, send, send_motion_jpeg, web_server, write_video
+from yolonas.checkpoint import Checkpoint
 from yolonas.errors import DataError
 from yolonas.inference import live, video
+from yolonas.inference.detector import Detector
 from yolonas.inference.sources import is_single, iter_sources, list_sources, origin, read_image
 from yolonas.inference.video import Frame, Video, read_frame
 
@@ -271,3 +273,37 @@ def test_streams_that_cannot_be_opened(url: str) -> None:
     _, (problem,) = frames(url)
     assert "gives no picture: check the address, and that the stream runs" in problem
     assert "secret" not in problem
+
+
+def test_the_detector_streams_a_video_with_frames_and_times(tmp_path: Path, lively: Checkpoint) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (7, 64, 96, 3), dtype=np.uint8)
+    path = write_video(tmp_path / "clip.mp4", 7, lambda i: noise[i])
+    detector = Detector(lively, "cpu")
+    found = list(detector.stream(str(path), batch=3, stride=2))
+    assert [(d.path, d.frame, d.time) for d in found] == [(str(path), i, i / FPS) for i in (0, 2, 4, 6)]
+    assert sum(map(len, found)) > 0
+    for d in found:
+        np.testing.assert_array_equal(d.image, read_frame(str(path), d.frame or 0))
+        np.testing.assert_allclose(d.boxes, detector(d.image).boxes, atol=1e-3)  # type: ignore[union-attr]
+    called = detector(path)
+    assert isinstance(called, list)
+    assert [d.frame for d in called] == list(range(7))
+    assert called[3].image is None
+    assert called[3].plot().shape == (64, 96, 3), "its pixels are read from the video again"
+    with pytest.raises(ValueError, match="stride must be a whole number of at least 1, not 0"):
+        detector.stream(path, stride=0)
+
+
+def test_the_detector_on_a_camera(lively: Checkpoint, cameras: list[Camera]) -> None:
+    detector = Detector(lively, "cpu")
+    cameras.append(Camera(10**9, 0.002))
+    snapshot = detector(0)
+    assert (snapshot.path, snapshot.frame is not None) == ("camera 0", True)  # type: ignore[union-attr]
+    cameras.append(Camera(10**9, 0.002))
+    stream = detector.stream("0", batch=64)
+    first, second = next(stream), next(stream)
+    assert (second.frame or 0) > (first.frame or 0), "a live frame does not wait for a batch of 64"
+    stream.close()  # type: ignore[attr-defined]
+    cameras.append(Camera(4, 0.002))
+    with pytest.raises(DataError, match="camera 0 was lost after 4 frames"):
+        list(detector.stream(0))

@@ -16,7 +16,8 @@ from yolonas.inference.letterbox import Placement, letterbox_into
 from yolonas.inference.pipeline import in_batches
 from yolonas.inference.runtimes import Canvases, Decoding, Runtime
 from yolonas.inference.runtimes.choice import PRECISIONS, RUNTIMES, Choice
-from yolonas.inference.sources import Image, is_single, iter_sources, read_image
+from yolonas.inference.sources import Image, Origin, is_single, iter_sources, origin, read_image
+from yolonas.inference.video import Frame
 from yolonas.model.config import Preprocessing
 
 if TYPE_CHECKING:
@@ -92,21 +93,24 @@ class Detector:
         max_det: int = 300,
         batch: int = 8,
         imgsz: int | tuple[int, int] | None = None,
+        *,
+        stride: int = 1,
     ) -> Detections | list[Detections]:
-        """Detections of one image, or the list of them for a folder, a pattern, a list or an array of images.
+        """Detections of one image, or the list of them for a folder, a pattern, a video, a list or an array of images.
 
-        source: see `yolonas.inference.sources.iter_sources`. conf: scores must be higher; None is the checkpoint's
-        operating threshold. iou: boxes of one class that overlap a better one by more are suppressed; None is the
-        checkpoint's. batch: images in one pass through the network; it does not change the result. imgsz: the side of
-        the canvas, or (height, width), multiples of 32; None is the checkpoint's.
+        source: see `yolonas.inference.sources.list_sources`; a live one gives its next frame. conf: scores must be
+        higher; None is the checkpoint's operating threshold. iou: boxes of one class that overlap a better one by more
+        are suppressed; None is the checkpoint's. batch: images in one pass through the network; it does not change the
+        result. imgsz: the side of the canvas, or (height, width), multiples of 32; None is the checkpoint's. stride: of
+        a video every `stride`-th frame is looked at.
         Raises DataError at the first image that cannot be read (`stream` goes on), OptionError for an option out of
-        range. In a list the detections of files do not keep the pixels.
+        range. In a list the detections of files and videos do not keep the pixels.
         """
         if is_single(source):
-            (item,) = iter_sources(source)
+            item = next(iter_sources(source, stride))
             (detections,) = self.predict_batch([image := read_image(item)], conf, iou, max_det, batch, imgsz)
-            return dataclasses.replace(detections, path=_path(item), image=image)
-        stream = self.stream(source, conf, iou, max_det, batch, imgsz, on_error=_raise)
+            return dataclasses.replace(detections, image=image, **origin(item)._asdict())
+        stream = self.stream(source, conf, iou, max_det, batch, imgsz, stride=stride, on_error=_raise)
         return [d if d.path is None else dataclasses.replace(d, image=None) for d in stream]
 
     def stream(
@@ -118,6 +122,7 @@ class Detector:
         batch: int = 8,
         imgsz: int | tuple[int, int] | None = None,
         *,
+        stride: int = 1,
         on_error: Callable[[DataError], None] | None = None,
     ) -> Iterator[Detections]:
         """Detections one image after the other, in order; options as in a call.
@@ -126,12 +131,14 @@ class Detector:
         folders, lists and arrays up to three batches are held, from other iterables one, and no image of these is taken
         before its detections are asked for. Closing the generator ends its threads.
 
-        An image that cannot be read is left out. `on_error` is called for it, with a DataError that names it, and may
-        raise to stop; without `on_error` a DataError that lists such images is raised after the last detections.
+        The frames of a video carry their index and time; one of a live source does not wait until a batch is full. An
+        image that cannot be read is left out, and so is the rest of a video that breaks off. `on_error` is called for
+        it, with a DataError that names it, and may raise to stop; without `on_error` a DataError that lists such images
+        is raised after the last detections.
         """
         preprocessing = self._preprocessing(imgsz)
         decoding = self._decoding(conf, iou, max_det)
-        _check_counts(batch=batch)
+        _check_counts(batch=batch, stride=stride)
         ahead = 2 if isinstance(source, (str, Path, bytes, list, tuple)) or hasattr(source, "__array__") else 0
         # JPEG decoding leaves a GPU waiting; on a CPU one thread prepares images quicker than any network takes them.
         workers = 1 if self.device == "cpu" else min(4, os.cpu_count() or 1)
@@ -142,7 +149,7 @@ class Detector:
                 image = read_image(item)
             except DataError as error:
                 return error
-            return _Prepared(image, _path(item), letterbox_into(canvas, image, preprocessing))
+            return _Prepared(image, origin(item), letterbox_into(canvas, image, preprocessing))
 
         def run(canvases: Canvases, prepared: list[_Prepared | DataError]) -> list[Detections | DataError]:
             nonlocal done
@@ -159,7 +166,7 @@ class Detector:
             return [
                 item
                 if isinstance(item, DataError)
-                else dataclasses.replace(next(found), path=item.path, image=item.image)
+                else dataclasses.replace(next(found), image=item.image, **item.origin._asdict())
                 for item in prepared
             ]
 
@@ -168,13 +175,14 @@ class Detector:
             report = on_error or failed.append
             size = preprocessing.image_size
             for batch_of_results in in_batches(
-                iter_sources(source),
+                iter_sources(source, stride),
                 lambda count: self.runtime.allocate(count, *size),
                 prepare,
                 run,
                 batch=batch,
                 workers=workers,
                 ahead=ahead,
+                urgent=lambda item: isinstance(item, Frame) and item.live,
             ):
                 for result in batch_of_results:
                     if isinstance(result, DataError):
@@ -260,12 +268,8 @@ class _Prepared(NamedTuple):
     """An image whose canvas is filled."""
 
     image: Image
-    path: str | None
+    origin: Origin
     placement: Placement
-
-
-def _path(item: Any) -> str | None:
-    return str(item) if isinstance(item, Path) else None
 
 
 def _count(source: Any) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from yolonas.errors import DataError, OptionError
-from yolonas.exported import SUFFIXES, Manifest, read_manifest
+from yolonas.exported import SUFFIXES, Manifest, is_foreign_onnx, read_manifest
 from yolonas.inference.detections import Detections
 from yolonas.inference.letterbox import Placement, letterbox_into
 from yolonas.inference.pipeline import in_batches
@@ -38,7 +38,7 @@ class Detector:
     in `stream`, where the rest of the job would take 20 s on the network, the quickest of those installed on the first
     image of the rest; in float32 all find the same.
     precision: "fp32"; "bf16" with torch and OpenVINO, "fp16" with torch on a GPU; "auto" is the exported file's own,
-    for a checkpoint float16 on a GPU and float32 on a CPU.
+    for a checkpoint "fp32".
     threads: of the network on a CPU, None is the runtime's choice; with torch they are those of the whole process.
     compile: run the network through torch.compile, which takes a minute at first and less time at each call.
 
@@ -287,7 +287,7 @@ def _source(weights: str | Path | Checkpoint | YoloNAS) -> Checkpoint | Path:
         from yolonas.weights import resolve
 
         path = resolve(weights)
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in SUFFIXES and not is_foreign_onnx(path):
             return path
         from yolonas import checkpoint
 

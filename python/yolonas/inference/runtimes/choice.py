@@ -131,7 +131,7 @@ def _open_torch(source: Checkpoint | Path, device: Any, precision: str, threads:
     if precision == "fp16" and place.type == "cpu":
         raise OptionError("precision 'fp16' is slow on a CPU: use bf16, or device cuda")
     if precision == "auto":
-        precision = "fp16" if place.type == "cuda" else "fp32"
+        precision = "fp32"
     return TorchRuntime.of(source.model, place, precision, compiled=compiled)
 
 

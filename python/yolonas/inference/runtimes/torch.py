@@ -141,7 +141,7 @@ class _Preprocessed(nn.Module):
 
     def __init__(self, model: YoloNAS, dtype: torch.dtype) -> None:
         super().__init__()
-        from yolonas.export import scale_and_shift
+        from yolonas.tracing import scale_and_shift
 
         scale, shift = scale_and_shift(model.preprocessing)
         self.register_buffer("scale", scale / BIT_DEPTH)

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     from yolonas.checkpoint import Checkpoint
     from yolonas.model import YoloNAS
+
+# Threads that read images and fill canvases: 1 to 10 ms each, as much as a small network takes, or 32 on a GPU.
+WORKERS = min(8, os.cpu_count() or 1)
 
 
 class Detector:
@@ -140,7 +144,6 @@ class Detector:
         decoding = self._decoding(conf, iou, max_det)
         _check_counts(batch=batch, stride=stride)
         ahead = 2 if isinstance(source, (str, Path, bytes, list, tuple)) or hasattr(source, "__array__") else 0
-        workers = min(4, os.cpu_count() or 1)  # a JPEG takes 2 to 10 ms, as long as a small network
         total, done = _count(source), 0
 
         def prepare(item: Any, canvas: Canvases) -> _Prepared | DataError:
@@ -179,7 +182,7 @@ class Detector:
                 prepare,
                 run,
                 batch=batch,
-                workers=workers,
+                workers=WORKERS,
                 ahead=ahead,
                 urgent=lambda item: isinstance(item, Frame) and item.live,
             ):
@@ -206,13 +209,19 @@ class Detector:
         preprocessing = self._preprocessing(imgsz)
         decoding = self._decoding(conf, iou, max_det)
         _check_counts(batch=batch)
-        found: list[Detections] = []
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            canvases = self.runtime.allocate(len(part), *preprocessing.image_size)
-            placements = [letterbox_into(c, image, preprocessing) for c, image in zip(canvases, part, strict=True)]
-            found += self._detect(canvases, placements, decoding)
-        return found
+        if len(images) == 1:  # the quickest answer: no thread is started
+            canvases = self.runtime.allocate(1, *preprocessing.image_size)
+            return self._detect(canvases, [letterbox_into(canvases[0], images[0], preprocessing)], decoding)
+        batches = in_batches(
+            images,
+            lambda count: self.runtime.allocate(count, *preprocessing.image_size),
+            lambda image, canvas: letterbox_into(canvas, image, preprocessing),
+            lambda canvases, placements: self._detect(canvases, placements, decoding),
+            batch=batch,
+            workers=WORKERS,
+            ahead=1,
+        )
+        return list(chain.from_iterable(batches))
 
     def _detect(self, canvases: Canvases, placements: Sequence[Placement], decoding: Decoding) -> list[Detections]:
         if not placements:

@@ -99,6 +99,8 @@ class Detector:
         imgsz: int | tuple[int, int] | None = None,
         *,
         stride: int = 1,
+        classes: Sequence[int] | None = None,
+        agnostic_nms: bool = False,
     ) -> Detections | list[Detections]:
         """Detections of one image, or the list of them for a folder, a pattern, a video, a list or an array of images.
 
@@ -106,15 +108,18 @@ class Detector:
         higher; None is the checkpoint's operating threshold. iou: boxes of one class that overlap a better one by more
         are suppressed; None is the checkpoint's. batch: images in one pass through the network; it does not change the
         result. imgsz: the side of the canvas, or (height, width), multiples of 32; None is the checkpoint's. stride: of
-        a video every `stride`-th frame is looked at.
+        a video every `stride`-th frame is looked at. classes: only these, by number; the others suppress no box.
+        agnostic_nms: a better box suppresses those of other classes too.
         Raises DataError at the first image that cannot be read (`stream` goes on), OptionError for an option out of
         range. In a list the detections of files and videos do not keep the pixels.
         """
+        classwise: dict[str, Any] = {"classes": classes, "agnostic_nms": agnostic_nms}
         if is_single(source):
             item = next(iter_sources(source, stride))
-            (detections,) = self.predict_batch([image := read_image(item)], conf, iou, max_det, batch, imgsz)
+            image = read_image(item)
+            (detections,) = self.predict_batch([image], conf, iou, max_det, batch, imgsz, **classwise)
             return dataclasses.replace(detections, image=image, **origin(item)._asdict())
-        stream = self.stream(source, conf, iou, max_det, batch, imgsz, stride=stride, on_error=_raise)
+        stream = self.stream(source, conf, iou, max_det, batch, imgsz, stride=stride, **classwise, on_error=_raise)
         return [d if d.path is None else dataclasses.replace(d, image=None) for d in stream]
 
     def stream(
@@ -127,6 +132,8 @@ class Detector:
         imgsz: int | tuple[int, int] | None = None,
         *,
         stride: int = 1,
+        classes: Sequence[int] | None = None,
+        agnostic_nms: bool = False,
         on_error: Callable[[DataError], None] | None = None,
     ) -> Iterator[Detections]:
         """Detections one image after the other, in order; options as in a call.
@@ -141,7 +148,7 @@ class Detector:
         is raised after the last detections.
         """
         preprocessing = self._preprocessing(imgsz)
-        decoding = self._decoding(conf, iou, max_det)
+        decoding = self._decoding(conf, iou, max_det, classes, agnostic_nms)
         _check_counts(batch=batch, stride=stride)
         ahead = 2 if isinstance(source, (str, Path, bytes, list, tuple)) or hasattr(source, "__array__") else 0
         total, done = _count(source), 0
@@ -204,10 +211,13 @@ class Detector:
         max_det: int = 300,
         batch: int = 8,
         imgsz: int | tuple[int, int] | None = None,
+        *,
+        classes: Sequence[int] | None = None,
+        agnostic_nms: bool = False,
     ) -> list[Detections]:
         """Detections of decoded images, uint8 [h, w, 3] RGB of any sizes, in order, without pixels; see `__call__`."""
         preprocessing = self._preprocessing(imgsz)
-        decoding = self._decoding(conf, iou, max_det)
+        decoding = self._decoding(conf, iou, max_det, classes, agnostic_nms)
         _check_counts(batch=batch)
         if len(images) == 1:  # the quickest answer: no thread is started
             canvases = self.runtime.allocate(1, *preprocessing.image_size)
@@ -235,7 +245,14 @@ class Detector:
             results.append(Detections(clipped[inside], found.scores[inside], found.labels[inside], self.names, size))
         return results
 
-    def _decoding(self, conf: float | None, iou: float | None, max_det: int) -> Decoding:
+    def _decoding(
+        self,
+        conf: float | None,
+        iou: float | None,
+        max_det: int,
+        classes: Sequence[int] | None,
+        agnostic_nms: bool,
+    ) -> Decoding:
         baked = self.manifest.nms  # the file decodes, and keeps nothing below its own threshold
         if baked is not None:
             conf = max(self.manifest.conf, baked["score_threshold"]) if conf is None else conf
@@ -254,7 +271,14 @@ class Detector:
         if baked is not None and abs(iou - baked["iou_threshold"]) > 1e-6:
             fixed = baked["iou_threshold"]
             raise OptionError(f"iou {iou:g} is not {fixed:g}, at which this file was exported: export it without NMS")
-        return Decoding(conf, iou, max_det)
+        if baked is not None and agnostic_nms:
+            raise OptionError("agnostic_nms is not how this file suppresses boxes: export it without NMS")
+        asked = range(len(self.names)) if classes is None else classes
+        for label in asked:
+            if not 0 <= label < len(self.names):
+                raise OptionError(f"classes must be numbers from 0 to {len(self.names) - 1}, not {label}")
+        hidden = tuple(sorted(set(range(len(self.names))) - set(asked)))
+        return Decoding(conf, iou, max_det, class_agnostic=agnostic_nms, hidden=hidden)
 
     def _preprocessing(self, imgsz: int | tuple[int, int] | None) -> Preprocessing:
         """The manifest's preprocessing, on a canvas of another size if asked: the margin around the image scales."""

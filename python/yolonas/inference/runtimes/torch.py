@@ -41,6 +41,7 @@ class TorchRuntime:
         self.precision = precision
         self._network = cast(Network, torch.compile(network)) if compiled else network
         self._lock = threading.Lock()
+        self._hidden: dict[tuple[int, ...], Tensor] = {}
         self._graphs: OrderedDict[tuple[tuple[int, ...], Decoding], _Graph | None] = OrderedDict()  # None: seen once
 
     @classmethod
@@ -81,6 +82,11 @@ class TorchRuntime:
 
     def _run(self, images: Tensor, decoding: Decoding) -> ops.Decoded:
         maps = self._network(images)
+        if decoding.hidden:
+            if decoding.hidden not in self._hidden:  # kept on the device: a captured graph can copy nothing from here
+                self._hidden[decoding.hidden] = torch.tensor(decoding.hidden, device=self._device)
+            for logits in maps[:3]:
+                logits.index_fill_(1, self._hidden[decoding.hidden], -torch.inf)
         return ops.decode_nms(
             maps[:3],
             maps[3:],
@@ -89,6 +95,7 @@ class TorchRuntime:
             iou_threshold=decoding.iou,
             pre_nms_top_k=decoding.candidates,
             max_detections=decoding.max_det,
+            class_agnostic=decoding.class_agnostic,
         )
 
     def _on_cuda(self, images: Tensor, decoding: Decoding) -> ops.Decoded:

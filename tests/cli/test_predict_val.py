@@ -10,31 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner, Result
 
-from yolonas.checkpoint import Checkpoint, save
 from yolonas.cli import main
-from yolonas.cli.predict import picture_names
 from yolonas.data.readers import read_dataset
 from yolonas.inference.detector import Detector
+from yolonas.inference.outputs import picture_names
 from yolonas.inference.sources import read_image, write_image
-from yolonas.model import Preprocessing, YoloNAS
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    model = YoloNAS("n", 3, class_names=("cat", "dog", "bird"), preprocessing=Preprocessing.square(64))
-    for parameter in model.parameters():  # untrained scores all lie at 0.01; these spread over 0..1
-        if parameter.ndim == 4:
-            torch.nn.init.kaiming_normal_(parameter, a=0.75)
-    for level in model.heads.levels:
-        torch.nn.init.zeros_(level.cls_pred.bias)
-        level.reg_pred.bias.data = -torch.arange(17.0).repeat(4)  # small boxes, which the image does not clip
-    path = tmp_path_factory.mktemp("weights") / "n.safetensors"
-    save(Checkpoint(model.eval(), conf=0.5, iou=0.3), path)
-    return path
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from yolonas import __version__
 from yolonas.errors import YolonasError
 
 COMMANDS = {
-    "predict": "Find objects in images: pictures with boxes, JSON, COCO json.",
+    "predict": "Find objects in images and videos: pictures with boxes, tracks, JSON, COCO json, YOLO labels.",
     "val": "Measure a checkpoint on labelled images: COCO AP, per class.",
     "train": "Train or fine-tune on labelled images.",
     "export": "Write a checkpoint for ONNX Runtime, OpenVINO or torch.export.",

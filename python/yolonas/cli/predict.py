@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +18,22 @@ from yolonas.errors import DataError
 
 if TYPE_CHECKING:
     from yolonas.inference.detections import Detections
+    from yolonas.inference.outputs import Item, Output
+    from yolonas.inference.tracker import Tracker
 
 
-@click.command(short_help="Find objects in images.")
-@click.option("--source", required=True, multiple=True, help="Image file, folder or glob pattern; may be repeated.")
+def _file_option(name: str, text: str) -> Any:
+    """An option that may name a file, or stand alone for the default in the output folder."""
+    return click.option(name, metavar="[FILE]", is_flag=False, flag_value="", help=text)
+
+
+@click.command(short_help="Find objects in images and videos.")
+@click.option(
+    "--source",
+    required=True,
+    multiple=True,
+    help="Image, video, folder, glob pattern, web address, rtsp:// stream, or number of a camera; may be repeated.",
+)
 @options.weights
 @options.conf(None)
 @options.iou(None)
@@ -30,20 +43,32 @@ if TYPE_CHECKING:
 @options.runtime
 @options.precision
 @options.batch
+@click.option("--classes", multiple=True, help="Only these classes, by name or number: cat,dog or 0,2.")
+@click.option(
+    "--agnostic-nms", "--agnostic_nms", is_flag=True, help="Drop boxes that overlap a better one of any class."
+)
+@click.option(
+    "--vid-stride",
+    "--vid_stride",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Of videos, look at every so many frames.",
+)
+@click.option("--track", is_flag=True, help="Give objects the same number in all frames of a video.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default="predictions", show_default=True, help="Folder to write."
 )
+@_file_option("--save-json", "Write the detections as JSON.  [OUT/predictions.json]")
+@_file_option("--save-jsonl", "Write them as JSON lines, each at once.  [OUT/predictions.jsonl]")
+@_file_option("--save-coco", "Write them as COCO json.  [OUT/coco.json]")
+@click.option("--save-txt", "--save_txt", is_flag=True, help="Write YOLO label files to OUT/labels.")
+@click.option("--save-conf", "--save_conf", is_flag=True, help="With the scores in the YOLO label files.")
+@click.option("--save-crop", "--save_crop", is_flag=True, help="Write what each box shows to OUT/crops/CLASS.")
 @click.option(
-    "--save-json",
-    metavar="[FILE]",
-    is_flag=False,
-    flag_value="",
-    help="Write the detections as JSON.  [OUT/predictions.json]",
+    "--save-frames", "--save_frames", is_flag=True, help="Write the frames of videos as images to OUT/frames."
 )
-@click.option(
-    "--save-coco", metavar="[FILE]", is_flag=False, flag_value="", help="Write them as COCO json.  [OUT/coco.json]"
-)
-@click.option("--no-images", is_flag=True, help="Do not write pictures.")
+@click.option("--no-images", is_flag=True, help="Do not write pictures and videos with boxes.")
 def predict(
     source: tuple[str, ...],
     weights: str,
@@ -55,120 +80,179 @@ def predict(
     runtime: str,
     precision: str,
     batch: int,
+    classes: tuple[str, ...],
+    agnostic_nms: bool,
+    vid_stride: int,
+    track: bool,
     out: Path,
-    save_json: str | None,
-    save_coco: str | None,
     no_images: bool,
+    **saving: Any,
 ) -> None:
-    """Find objects in images and write pictures with the boxes drawn, JSON and COCO json.
+    """Find objects in images and videos, and write them with the boxes drawn, as JSON, COCO json, YOLO labels.
 
-    Pictures keep their names, and their folders below the common one. Images that cannot be read are listed at the end;
-    the exit code is 1 only if none could be read.
+    Pictures keep their names, and their folders below the common one. A live source goes on until it is lost or Ctrl-C
+    is pressed, which finishes all files. What cannot be read is listed at the end; the exit code is 1 only if nothing
+    could be read, and 130 if Ctrl-C left something out.
     """
     # Before OpenCV is imported: a damaged image gets its line at the end, and must not print into the progress bar.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from tqdm import tqdm
 
     from yolonas.inference.detector import Detector
-    from yolonas.inference.sources import iter_sources
+    from yolonas.inference.sources import list_sources
+    from yolonas.inference.video import Video
 
-    paths = list(dict.fromkeys(item for item in iter_sources(list(source)) if isinstance(item, Path)))
-    pictures = dict(zip(map(str, paths), picture_names(paths), strict=True))
+    items: list[Any] = list(dict.fromkeys(list_sources(list(source))))  # paths, web addresses and videos
     detector = Detector(weights, device, runtime, precision)
-    _make_folder(out)
+    wanted = class_numbers(classes, detector.names)
+    tracking = Tracking(detector.manifest.conf if conf is None else conf) if track else None
+    outputs = _outputs(items, detector.names, out, no_images, **saving)
     unreadable: list[DataError] = []
-    found: list[Detections] = []
-    start = time.perf_counter()
-    with tqdm(total=len(paths), unit="image", disable=None) as progress:
+    tally = _Tally()
+    interrupted = False
+    with tqdm(total=_total(items, vid_stride), unit="image", disable=None) as progress:
 
         def report(error: DataError) -> None:
             unreadable.append(error)
             progress.update()
 
-        for detections in detector.stream(paths, conf, iou, max_det, batch, imgsz, on_error=report):
-            if not no_images:
-                picture = out / pictures[str(detections.path)]
-                _make_folder(picture.parent)
-                detections.save(picture)
-            detections.image = None
-            found.append(detections)
-            progress.update()
-    seconds = time.perf_counter() - start
-    if save_json is not None:
-        _write_json(Path(save_json or out / "predictions.json"), [d.to_dict() for d in found])
-    if save_coco is not None:
-        _write_json(Path(save_coco or out / "coco.json"), coco_json(found, detector.names))
+        stream = detector.stream(
+            items,
+            tracking.low if tracking else conf,
+            iou,
+            max_det,
+            batch,
+            imgsz,
+            stride=vid_stride,
+            classes=wanted,
+            agnostic_nms=agnostic_nms,
+            on_error=report,
+        )
+        try:
+            with _stopped_by_terminate():
+                for detections in stream:
+                    found = tracking.update(detections) if tracking else detections
+                    for output in outputs:
+                        output.write(found)
+                    tally.add(found)
+                    progress.update()
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            written = [output.close() for output in outputs]
+    for line in written:
+        click.echo(line)
     if unreadable:
-        click.echo(f"{len(unreadable)} of {len(paths)} images could not be read:", err=True)
+        what = "sources" if any(isinstance(item, Video) for item in items) else "images"
+        click.echo(
+            f"{len(unreadable)} of {len(items)} {what} could not be read{' to the end' * (what == 'sources')}:",
+            err=True,
+        )
         for error in unreadable:
             click.echo(f"  {error}", err=True)
-    if not found:
+    if not tally.count and not interrupted:
         raise DataError("no image could be read")
-    counts = Counter(d.name for detections in found for d in detections)
-    listed = ", ".join(f"{count} {name}" for name, count in counts.most_common(10))
-    click.echo(
-        f"{len(found)} images, {counts.total()} objects{f' ({listed})' if listed else ''}, "
-        f"{len(found) / seconds:.1f} images/s"
-    )
-    if not no_images:
-        click.echo(f"Pictures in {out}")
+    click.echo(tally.summary())
+    if interrupted and not any(isinstance(item, Video) and item.live for item in items):
+        raise SystemExit(130)
 
 
-def picture_names(paths: Sequence[Path]) -> list[Path]:
-    """Where to write each picture: its path below the folder that all share, as .jpg or .png, none of them twice."""
-    if not paths:
-        return []
-    absolute = [Path(os.path.abspath(path)) for path in paths]  # not resolve(): links keep the names that people see
-    shared = os.path.commonpath([path.parent for path in absolute])
-    taken: set[str] = set()
-    names = []
-    for path in absolute:
-        name = path.relative_to(shared)
-        if name.suffix.lower() not in (".jpg", ".jpeg", ".png"):
-            name = name.with_name(f"{name.name}.jpg")
-        plain, number = name, 2
-        while str(name).casefold() in taken:  # on file systems that ignore case these are one file
-            name = plain.with_name(f"{plain.stem}_{number}{plain.suffix}")
-            number += 1
-        taken.add(str(name).casefold())
-        names.append(name)
-    return names
-
-
-def coco_json(found: Sequence[Detections], names: Sequence[str]) -> dict[str, Any]:
-    """Detections as a COCO data set whose annotations carry a `score`; category ids are label + 1."""
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image_id, detections in enumerate(found, start=1):
-        height, width = detections.image_size
-        images.append({"id": image_id, "file_name": detections.path, "width": width, "height": height})
-        for d in detections:
-            x1, y1, x2, y2 = (round(v, 3) for v in d.box.tolist())
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": image_id,
-                    "category_id": d.label + 1,
-                    "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
-                    "area": round((x2 - x1) * (y2 - y1), 3),
-                    "iscrowd": 0,
-                    "score": round(d.score, 6),
-                }
+def class_numbers(classes: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """The numbers of classes given by number or name, several in one text parted by commas; None for none given."""
+    parts = [part.strip() for text in classes for part in ([text] if text in names else text.split(","))]
+    numbers = []
+    for part in filter(None, parts):
+        if part in names:
+            numbers.append(names.index(part))
+        elif part.isdecimal() and int(part) < len(names):
+            numbers.append(int(part))
+        else:
+            known = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            raise click.BadParameter(
+                f"there is no class {part!r} among {len(names)}: {known}", param_hint="'--classes'"
             )
-    categories = [{"id": label + 1, "name": name} for label, name in enumerate(names)]
-    return {"images": images, "annotations": annotations, "categories": categories}
+    return sorted(set(numbers)) or None
 
 
-def _make_folder(folder: Path) -> None:
+class Tracking:
+    """A tracker for each video; images that are none of a video are one sequence."""
+
+    def __init__(self, conf: float) -> None:
+        self.high, self.low = conf, min(0.1, conf)
+        self._video: str | None = None
+        self._tracker: Tracker | None = None
+
+    def update(self, detections: Detections) -> Detections:
+        from yolonas.inference.tracker import Tracker
+
+        video = None if detections.frame is None else detections.path
+        if self._tracker is None or video != self._video:
+            self._tracker, self._video = Tracker(self.high, self.low), video
+        return self._tracker.update(detections)
+
+
+class _Tally:
+    """What was found, in numbers."""
+
+    def __init__(self) -> None:
+        self.images = self.frames = 0
+        self._classes: Counter[str] = Counter()
+        self._start = time.perf_counter()
+
+    @property
+    def count(self) -> int:
+        return self.images + self.frames
+
+    def add(self, detections: Detections) -> None:
+        self.images += detections.frame is None
+        self.frames += detections.frame is not None
+        self._classes.update(d.name for d in detections)
+
+    def summary(self) -> str:
+        seconds = time.perf_counter() - self._start
+        kinds = [f"{n} {kind}" for n, kind in ((self.images, "images"), (self.frames, "frames")) if n]
+        listed = ", ".join(f"{count} {name}" for name, count in self._classes.most_common(10))
+        found = f"{self._classes.total()} objects{f' ({listed})' if listed else ''}"
+        return f"{' and '.join(kinds) or '0 images'}, {found}, {self.count / seconds:.1f} images/s"
+
+
+def _outputs(items: list[Item], class_names: Sequence[str], out: Path, no_images: bool, **saving: Any) -> list[Output]:
+    from yolonas.inference import outputs
+
+    outputs.make_folder(out)
+    names = outputs.Names(items)
+    made: list[Output] = []
+    if not no_images:
+        made.append(outputs.Pictures(out, names, items))
+    if (file := saving["save_json"]) is not None:
+        made.append(outputs.Json(Path(file or out / "predictions.json")))
+    if (file := saving["save_jsonl"]) is not None:
+        made.append(outputs.JsonLines(Path(file or out / "predictions.jsonl")))
+    if (file := saving["save_coco"]) is not None:
+        made.append(outputs.Coco(Path(file or out / "coco.json"), class_names, names))
+    if saving["save_txt"]:
+        made.append(outputs.Labels(out / "labels", names, saving["save_conf"]))
+    if saving["save_crop"]:
+        made.append(outputs.Crops(out / "crops", names))
+    if saving["save_frames"]:
+        made.append(outputs.Frames(out / "frames", names))
+    return made
+
+
+def _total(items: Sequence[Item], stride: int) -> int | None:
+    """How many images and frames there will be, for the progress bar; None where nobody knows."""
+    from yolonas.inference.video import Video
+
+    counts = [item.frame_count() if isinstance(item, Video) else stride for item in items]
+    return None if None in counts else sum(-(-count // stride) for count in counts if count is not None)
+
+
+@contextmanager
+def _stopped_by_terminate() -> Iterator[None]:
+    """Let SIGTERM, by which services are stopped, end the work as Ctrl-C does, so that files are finished."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"the folder {folder} cannot be made: {error.strerror or error}") from error
-
-
-def _write_json(path: Path, document: Any) -> None:
-    try:
-        path.write_text(json.dumps(document, indent=1, ensure_ascii=False), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path} cannot be written: {error.strerror or error}") from error
-    click.echo(f"Wrote {path}")
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -29,6 +29,12 @@ def suffix(url: str) -> str:
     return PurePosixPath(unquote(urlsplit(url).path)).suffix.lower()
 
 
+def file_name(url: str) -> str:
+    """The last part of an address's path, or its host where it has none."""
+    parts = urlsplit(url)
+    return unquote(PurePosixPath(parts.path).name) or parts.hostname or ""
+
+
 def without_password(url: str) -> str:
     """An address as it may be shown: a password in it becomes `***`."""
     try:

@@ -32,6 +32,21 @@ def test_an_image_comes_from_its_address(png: bytes, path: str) -> None:
         np.testing.assert_array_equal(read_image(item), grey(7))
 
 
+def test_an_address_is_asked_once_what_it_is(png: bytes) -> None:
+    asked: list[str] = []
+
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        send(request, png, "image/png")
+
+    with web_server(answer) as address:
+        listed = list(list_sources([f"{address}/photo", f"{address}/a.png"]))
+        assert asked == ["/photo"]
+        for item in iter_sources(listed):
+            read_image(item)
+    assert asked == ["/photo", "/photo", "/a.png"]
+
+
 def test_redirects_and_logins(png: bytes) -> None:
     def answer(request: BaseHTTPRequestHandler) -> None:
         if request.path == "/old.png":

@@ -19,7 +19,7 @@ from yolonas.checkpoint import Checkpoint
 from yolonas.errors import DataError
 from yolonas.inference import live, video
 from yolonas.inference.detector import Detector
-from yolonas.inference.sources import is_single, iter_sources, list_sources, origin, read_image
+from yolonas.inference.sources import is_live, is_single, iter_sources, list_sources, origin, read_image
 from yolonas.inference.video import Frame, Video, read_frame
 
 
@@ -169,6 +169,24 @@ def cameras(monkeypatch: pytest.MonkeyPatch) -> list[Camera]:
 def test_a_camera_is_named_by_its_number(source: object, cameras: list[Camera]) -> None:
     assert list(list_sources(source)) == [Video(0, live=True)]
     assert frames(source) == ([], ["camera 0 gives no picture: is it connected, and not in use by another program?"])
+
+
+def test_what_is_live(tmp_path: Path) -> None:
+    for source in (0, "1", "rtsp://127.0.0.1:9/x", "http://127.0.0.1:9/x.mjpg", ["a.jpg", 0], Video(0, live=True)):
+        assert is_live(source), source
+    for source in (
+        tmp_path,
+        "a.jpg",
+        "*.mp4",
+        "a.mp4",
+        "http://127.0.0.1:9/a.jpg",
+        grey(0),
+        b"",
+        True,
+        [],
+        Video(Path("a")),
+    ):
+        assert not is_live(source), source
 
 
 def test_a_number_that_is_a_file_is_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

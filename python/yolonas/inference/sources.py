@@ -16,10 +16,16 @@ from yolonas.inference._cv2 import cv2
 from yolonas.inference.video import VIDEO_SUFFIXES, Frame, Video
 
 Image: TypeAlias = npt.NDArray[np.uint8]
-Source: TypeAlias = Path | str | bytes | Image | Frame | DataError
+
+
+class ImageUrl(str):
+    """The web address of an image, which was asked already what it is."""
+
+
+Source: TypeAlias = Path | ImageUrl | bytes | Image | Frame | DataError
 """One image for `read_image`, which may run in any thread.
 
-Not read yet: a file, the web address of an image (str), the bytes of a file. Read: pixels (uint8 [h, w, 3] RGB), or a
+Not read yet: a file, the web address of an image, the bytes of a file. Read: pixels (uint8 [h, w, 3] RGB), or a
 frame of a video, which a reader decodes in order. A DataError is what the reader of a video met.
 """
 
@@ -32,7 +38,7 @@ _STREAM_TYPES = ("multipart/x-mixed-replace", "application/vnd.apple.mpegurl", "
 _HEADER_BYTES = 1 << 17  # enough for the header of a photograph with EXIF data and a thumbnail (64 KiB at most)
 
 
-def read_image(source: Source) -> Image:
+def read_image(source: Source | str) -> Image:
     """Read one image into uint8 [h, w, 3] RGB, turned upright by its EXIF orientation.
 
     Grey images are repeated over the channels, 16-bit ones keep their high byte, transparency is dropped, CMYK is
@@ -115,11 +121,22 @@ def is_single(source: Any) -> bool:
         (source,) = _from_path(source)
     if isinstance(source, Video):
         return source.live
-    if isinstance(source, str):
+    if isinstance(source, str | Path):
         return True
     if isinstance(source, Iterable) and not _holds_pixels(source):
         return isinstance(source, bytes)
     return getattr(source, "ndim", 3) != 4
+
+
+def is_live(source: Any) -> bool:
+    """Whether a source, or one of a list, is live: then nothing may be read ahead, and no batch waited for."""
+    if isinstance(source, list | tuple):
+        return any(map(is_live, source))
+    if isinstance(source, str) and not isinstance(source, ImageUrl) and not _is_many(source):
+        (source,) = _from_path(source)
+    if isinstance(source, Video):
+        return source.live
+    return isinstance(source, int | np.integer) and not isinstance(source, bool)
 
 
 def iter_sources(source: Any, stride: int = 1) -> Iterator[Source]:
@@ -145,7 +162,7 @@ def list_sources(source: Any) -> Iterator[Source | Video]:
     RGB, uint8 or float 0..1; or any iterable of these. An http address whose suffix tells nothing is asked what it is.
     Raises DataError where a folder or pattern holds nothing, or an address is of no such kind; TypeError for the rest.
     """
-    if isinstance(source, bytes | Frame | Video | DataError):
+    if isinstance(source, bytes | ImageUrl | Frame | Video | DataError):
         yield source
     elif isinstance(source, str | Path):
         yield from _from_path(source)
@@ -162,7 +179,7 @@ def list_sources(source: Any) -> Iterator[Source | Video]:
         raise TypeError(f"a source is {known}, not {type(source).__name__}")
 
 
-def _from_path(source: str | Path) -> list[Path | str | Video]:
+def _from_path(source: str | Path) -> list[Path | ImageUrl | Video]:
     path = Path(source)
     if path.is_dir():
         found, what = list(path.iterdir()), f"the folder {path}"
@@ -182,7 +199,7 @@ def _from_path(source: str | Path) -> list[Path | str | Video]:
     return [*(file for file in usable if file not in set(videos)), *map(Video, videos)]
 
 
-def _from_address(url: str) -> str | Video:
+def _from_address(url: str) -> ImageUrl | Video:
     scheme = url.partition("://")[0].lower()
     if scheme in _STREAM_SCHEMES:
         return Video(url, live=True)
@@ -191,7 +208,7 @@ def _from_address(url: str) -> str | Video:
         known = ", ".join(("http", "https", *_STREAM_SCHEMES))
         raise DataError(f"{name} is an address of a kind that is not read, {scheme}: use a file, or one of {known}")
     if (suffix := download.suffix(url)) in IMAGE_SUFFIXES:
-        return url
+        return ImageUrl(url)
     if suffix in VIDEO_SUFFIXES:
         return Video(url)
     if suffix in _LIVE_SUFFIXES:
@@ -199,10 +216,10 @@ def _from_address(url: str) -> str | Video:
     try:
         kind, finite = download.content_type(url)
     except DataError:
-        return url  # reported when it is read, like any unreadable image
+        return ImageUrl(url)  # reported when it is read, like any unreadable image
     if kind.startswith("video/"):
         return Video(url, live=not finite)
-    return Video(url, live=True) if kind in _STREAM_TYPES else url
+    return Video(url, live=True) if kind in _STREAM_TYPES else ImageUrl(url)
 
 
 def _is_many(source: str | Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -139,11 +139,12 @@ def is_live(source: Any) -> bool:
     return isinstance(source, int | np.integer) and not isinstance(source, bool)
 
 
-def iter_sources(source: Any, stride: int = 1) -> Iterator[Source]:
+def iter_sources(source: Any, stride: int = 1) -> Generator[Source, None, None]:
     """The images of a source, in order, those of files and addresses not read yet; of videos every `stride`-th frame.
 
     source: what `list_sources` takes. The frames of a video are decoded as they are asked for, one after the other; a
     live source goes on until it is lost. Raises as `list_sources` does; what a single video lacks is an item instead.
+    Closing the generator releases a file or camera.
     """
     for item in list_sources(source):
         if isinstance(item, Video):

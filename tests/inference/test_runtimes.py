@@ -61,9 +61,9 @@ def assert_same(a: Detections, b: Detections) -> None:
     """Within 0.1 px and 1e-3, but for boxes whose score is that near to the threshold or to that of another."""
     for one, other in ((a, b), (b, a)):
         lowest = one.scores.min() + 1e-3 if len(one) else 1
-        for box, score, label, _ in one[one.scores > lowest]:
-            near = (np.abs(other.boxes - box) <= 0.1).all(axis=1) & (np.abs(other.scores - score) <= 1e-3)
-            assert (near & (other.labels == label)).any(), (box, score, label)
+        for d in one[one.scores > lowest]:
+            near = (np.abs(other.boxes - d.box) <= 0.1).all(axis=1) & (np.abs(other.scores - d.score) <= 1e-3)
+            assert (near & (other.labels == d.label)).any(), d
 
 
 @pytest.mark.parametrize("runtime", EXPORTED)

@@ -154,6 +154,8 @@ def predict(
     if not tally.count and not interrupted:
         raise DataError("no image could be read")
     click.echo(tally.summary())
+    if chosen := detector.choice.report():
+        click.echo(chosen)
     if interrupted and not any(isinstance(item, Video) and item.live for item in items):
         raise SystemExit(130)
 

@@ -119,7 +119,7 @@ def _manifest(path: Path) -> Manifest:
 
 
 def as_pt2(onnx_file: Path, lively: Checkpoint, folder: Path) -> Path:
-    from yolonas.export import RawNetwork
+    from yolonas.tracing import RawNetwork
 
     side = [32 * torch.export.Dim(name) for name in ("height", "width")]
     sizes = ({0: torch.export.Dim("batch"), 2: side[0], 3: side[1]},)

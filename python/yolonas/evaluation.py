@@ -207,6 +207,15 @@ def coco_curves(
 
     By pycocotools, at IoU 0.50, 0.55 .. 0.95 and recall 0, 0.01 .. 1; -1 for a class without objects.
     """
+    run = coco_matches(data, detections)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each step
+        run.accumulate()
+    # [IoU, recall, class, area, detections] and [IoU, class, area, detections]
+    return run.eval["precision"][..., 0, 0], run.eval["recall"][..., 0, 0]
+
+
+def coco_matches(data: LabelledImages, detections: Sequence[Detections]) -> Any:
+    """pycocotools' COCOeval of detections under the data's labels after `evaluate()`, for all areas, 100 a class."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -230,20 +239,18 @@ def coco_curves(
                     "score": score,
                 }
             )
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints each step
+    with contextlib.redirect_stdout(io.StringIO()):
         truth, found = COCO(), COCO()
         truth.dataset = document
         found.dataset = {**document, "annotations": results}  # not loadRes, which fails on no detection at all
         truth.createIndex()
         found.createIndex()
         run = COCOeval(truth, found, "bbox")
-        # Only what is read below: the areas small, medium and large and the limits of 1 and 10 detections take
+        # Only what is read here: the areas small, medium and large and the limits of 1 and 10 detections take
         # three quarters of the time.
         run.params.areaRng, run.params.areaRngLbl, run.params.maxDets = run.params.areaRng[:1], ["all"], [100]
         run.evaluate()
-        run.accumulate()
-    # [IoU, recall, class, area, detections] and [IoU, class, area, detections]
-    return run.eval["precision"][..., 0, 0], run.eval["recall"][..., 0, 0]
+    return run
 
 
 def _best_f1(data: LabelledImages, detections: Sequence[Detections]) -> tuple[float, float, float, float]:

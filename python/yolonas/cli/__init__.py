@@ -20,6 +20,7 @@ COMMANDS = {
     "val": "Measure a checkpoint on labelled images: COCO AP, per class.",
     "train": "Train or fine-tune on labelled images.",
     "export": "Write a checkpoint for ONNX Runtime, OpenVINO or torch.export.",
+    "quantize": "Make a checkpoint INT8, and measure what that costs and gains.",
     "info": "Show a model's size, classes and preprocessing.",
 }
 

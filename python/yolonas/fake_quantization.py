@@ -71,7 +71,7 @@ def network_input(model: YoloNAS, canvases: npt.NDArray[np.uint8] | Tensor) -> T
 
 @torch.inference_mode()
 def input_ranges(model: YoloNAS, canvases: Iterable[npt.NDArray[np.uint8]]) -> dict[str, Range]:
-    """Least and largest input of each convolution of a fused network over canvases, each uint8 [B, 3, H, W].
+    """Least and largest input of each convolution, as they run, of a fused network over canvases uint8 [B, 3, H, W].
 
     They are the means over the canvases of each one's extremes, as NNCF estimates them: one odd image does not
     stretch the scale for all.
@@ -128,7 +128,7 @@ def sensitivity(
     *,
     on_layer: Callable[[], object] | None = None,
 ) -> dict[str, float]:
-    """How much the detections change when one convolution alone is quantized, for each, in the network's order.
+    """How much the detections change when one convolution alone is quantized, for each, as they run.
 
     canvases: uint8 [1, 3, H, W] each. The figure is a share of all that is detected: over all points, the sum of the
     changes of class scores and of 1 - IoU of the boxes weighted by their score, over the sum of the scores. 0 is no
@@ -140,8 +140,10 @@ def sensitivity(
     expected = [_decoded(model, image) for image in images]
     whole = sum(float(scores.amax(-1).sum()) for scores, _ in expected)
     found: dict[str, float] = {}
-    for name, conv in convolutions(model).items():
-        _put(model, name, QuantizedConv(conv, ranges[name]))
+    layers = convolutions(model)
+    for name, input_range in ranges.items():
+        conv = layers[name]
+        _put(model, name, QuantizedConv(conv, input_range))
         changed = sum(_change(_decoded(model, image), before) for image, before in zip(images, expected, strict=True))
         _put(model, name, conv)
         found[name] = changed / max(whole, 1e-12)

@@ -8,17 +8,11 @@ from pathlib import Path
 
 from yolonas.bootstrap import Difference, ap_difference
 from yolonas.data.labelled import LabelledImages
-from yolonas.evaluation import Metrics, coco_ap, label_map
+from yolonas.evaluation import Metrics, coco_ap, predict_dataset
 from yolonas.exported import read_manifest
 from yolonas.inference.detections import Detections
-from yolonas.inference.letterbox import letterbox
-from yolonas.inference.runtimes import Decoding, Runtime
-from yolonas.inference.runtimes.onnxruntime import OnnxRuntime
-from yolonas.inference.runtimes.openvino import OpenVino
-from yolonas.inference.sources import read_image
+from yolonas.inference.detector import Detector
 from yolonas.quantization import PRESETS, Quantizer
-
-CONF, IOU = 0.01, 0.7  # at which AP is measured, as `evaluate` does
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,8 @@ class Judge:
 
     def measure(self, name: str, path: Path) -> Measured:
         """Measure a file; the first one is the float network, which the others are compared with."""
-        detections = predict_exported(path, self.data, self.runtime, progress=self.progress, title=name)
+        detector = Detector(path, device="cpu", runtime=self.runtime)
+        detections = predict_dataset(detector, self.data, progress=self.progress)
         metrics = coco_ap(self.data, detections)
         if self._float is None:
             self._float = detections
@@ -108,30 +103,3 @@ def fewest(most: int, holds: Callable[[int], bool]) -> int:
         else:
             failed = middle
     return count
-
-
-def predict_exported(
-    path: Path, data: LabelledImages, runtime: str = "openvino", *, progress: bool = False, title: str = ""
-) -> list[Detections]:
-    """Detections of each image of the data set by an exported file; see `evaluation.predict_dataset`."""
-    from tqdm import tqdm
-
-    manifest = read_manifest(path)
-    label_map(manifest.class_names, data.names)
-    network: Runtime = OpenVino(path) if runtime == "openvino" else OnnxRuntime(path)
-    found = []
-    for image in tqdm(data.images, title, unit="image", leave=False, disable=None if progress else True):
-        canvas, placement = letterbox(read_image(image.path), manifest.preprocessing)
-        one = network.detect(canvas.transpose(2, 0, 1)[None].copy(), Decoding(CONF, IOU))[0]
-        boxes = placement.to_image(one.boxes)
-        inside = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        found.append(
-            Detections(
-                boxes[inside],
-                one.scores[inside],
-                one.labels[inside],
-                manifest.class_names,
-                (image.height, image.width),
-            )
-        )
-    return found

@@ -95,6 +95,7 @@ def quantize(
     quantizing each layer alone changes.
     """
     from yolonas.extras import require
+    from yolonas.quantization import check_suffix
 
     out = out or Path(f"{Path(weights).stem}_int8.onnx")
     for needed in ("openvino", "nncf"):
@@ -102,6 +103,10 @@ def quantize(
     for name, value in (("--epochs", epochs), ("--minutes", minutes), ("--batch", batch)):
         if value is not None and not qat:
             raise click.UsageError(f"{name} is an option of --qat: give both or neither")
+    try:
+        check_suffix(out)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
     if tensorrt and out.suffix.lower() != ".onnx":
         raise click.UsageError(f"--tensorrt makes an ONNX file: let --out end in .onnx, not {out.suffix or out.name}")
     if report is not None and report.suffix.lower() not in REPORTS:
@@ -237,7 +242,7 @@ class _Run:
         notes = [f"Calibrated on {len(self.quantizer.canvases)} images."]
         if self.validation.objects:
             notes.append(
-                f"AP on {len(self.validation)} validation images; intervals from {RESAMPLES} paired bootstrap resamples. "
+                f"AP on {len(self.validation)} validation images; intervals from {RESAMPLES} paired resamples. "
                 "Latency: the network alone, one image, median, all forms taking turns."
             )
         else:

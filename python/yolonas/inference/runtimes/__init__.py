@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -50,6 +50,12 @@ class Runtime(Protocol):
 
     def detect(self, canvases: Canvases, decoding: Decoding) -> list[Found]:
         """Detections of each canvas."""
+
+    def maps(self, canvases: Canvases) -> Any:
+        """The network alone, to its end, of a batch that it takes: the first half of `detect`, to be timed apart."""
+
+    def found(self, maps: Any, count: int, decoding: Decoding) -> list[Found]:
+        """The other half: detections of `count` canvases from what `maps` gave."""
 
 
 def decode(maps: list[npt.NDArray[np.float32]], decoding: Decoding, threads: int = 1) -> list[Found]:

@@ -36,24 +36,27 @@ class ExportedRuntime:
             part = canvases[start : start + size]
             missing = np.zeros((size - len(part), *part.shape[1:]), dtype=np.uint8)
             images = self._input(np.concatenate([part, missing]) if len(missing) else part)
-            found += self._found(self.infer(images), size, decoding)[: len(part)]
+            found += self.found(self.infer(images), size, decoding)[: len(part)]
         return found
+
+    def maps(self, canvases: Canvases) -> list[Array]:
+        return self.infer(self._input(canvases))
 
     def _input(self, canvases: Canvases) -> Array:
         if self.manifest.input == "uint8":
             return canvases
         return (canvases / np.float32(255)).astype(self.manifest.input)
 
-    def _found(self, outputs: list[Array], size: int, decoding: Decoding) -> list[Found]:
+    def found(self, maps: list[Array], count: int, decoding: Decoding) -> list[Found]:
         if self.manifest.output == "raw":
-            return decode([np.asarray(o, dtype=np.float32) for o in outputs], decoding, self.threads)
+            return decode([np.asarray(o, dtype=np.float32) for o in maps], decoding, self.threads)
         if self.manifest.output == "batch":
-            counts, boxes, scores, labels = outputs
+            counts, boxes, scores, labels = maps
             rows = split(_float(boxes), _float(scores), labels.astype(np.int64), counts.reshape(-1).astype(np.int64))
         else:
-            (flat,) = outputs
+            (flat,) = maps
             of_image = flat[:, 0].astype(np.int64)  # image, x1, y1, x2, y2, score, class
-            parts = [_float(flat[of_image == image]) for image in range(size)]
+            parts = [_float(flat[of_image == image]) for image in range(count)]
             rows = [Found(p[:, 1:5], p[:, 5], p[:, 6].astype(np.int64)) for p in parts]
         return [_best(found, decoding) for found in rows]
 

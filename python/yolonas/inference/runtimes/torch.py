@@ -80,8 +80,23 @@ class TorchRuntime:
                 results = self._run(images, decoding)
             return split(*(t.numpy() for t in (results.boxes, results.scores, results.labels, results.counts)))
 
+    def maps(self, canvases: Canvases) -> tuple[Tensor, ...]:
+        """See `Runtime`; on a CUDA device without the graph that `detect` runs."""
+        with self._lock, torch.inference_mode():
+            maps = self._network(torch.from_numpy(canvases).to(self._device))
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+            return maps
+
+    def found(self, maps: tuple[Tensor, ...], count: int, decoding: Decoding) -> list[Found]:
+        with self._lock, torch.inference_mode():
+            decoded = self._decode(maps, decoding)
+            return split(*(t.cpu().numpy() for t in (decoded.boxes, decoded.scores, decoded.labels, decoded.counts)))
+
     def _run(self, images: Tensor, decoding: Decoding) -> ops.Decoded:
-        maps = self._network(images)
+        return self._decode(self._network(images), decoding)
+
+    def _decode(self, maps: tuple[Tensor, ...], decoding: Decoding) -> ops.Decoded:
         if decoding.hidden:
             if decoding.hidden not in self._hidden:  # kept on the device: a captured graph can copy nothing from here
                 self._hidden[decoding.hidden] = torch.tensor(decoding.hidden, device=self._device)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolonas import ops
-from yolonas.export import scale_and_shift
 from yolonas.model import RawOutput, YoloNAS
 from yolonas.model.config import BIT_DEPTH
+from yolonas.tracing import scale_and_shift
 
 LEVELS = 127  # of a signed int8 weight, on each side of 0
 SENSITIVITY_IMAGES = 16

@@ -272,11 +272,12 @@ def _job(row: sqlite3.Row) -> Job:
 
 
 def tidy(folder: Path) -> None:
-    """Remove from an ended job's folder what only a running one needs: images and checkpoints.
+    """Remove from an ended job's folder what only a running one needs: images, checkpoints and exported files.
 
     Its log, its list of data and the curves stay.
     """
-    shutil.rmtree(folder / "images", ignore_errors=True)
+    for name in ("images", "serving"):
+        shutil.rmtree(folder / name, ignore_errors=True)
     for pattern in ("*.safetensors", "training/*.safetensors", "training/resume.pt"):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)

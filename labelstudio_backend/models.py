@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from labelstudio_backend.registry import Version, load_checkpoint
+from labelstudio_backend import serving
+from labelstudio_backend.registry import Version
 from labelstudio_backend.settings import UNTRAINED, Settings
 from yolonas.errors import YolonasError
 
@@ -52,7 +53,7 @@ class Models:
     """At most `settings.loaded_models` models; the one in service stays until its successor is loaded."""
 
     def __init__(self, settings: Settings, load: Load | None = None) -> None:
-        self._load = load or (lambda version: _load_detector(version, settings.device))
+        self._load = load or (lambda version: serving.load(version, settings))
         self._limit = settings.loaded_models
         self._models: OrderedDict[str, Model] = OrderedDict()  # the most recently used last
         self._names: dict[str, tuple[str, ...]] = {}
@@ -120,12 +121,6 @@ class Models:
             while len(self._models) > self._limit:
                 self._models.popitem(last=False)  # who is using it right now keeps it until done
         return model
-
-
-def _load_detector(version: Version, device: str) -> Model:
-    from yolonas.inference.detector import Detector
-
-    return Detector(load_checkpoint(version), device=device)
 
 
 def _key(version: Version) -> str:

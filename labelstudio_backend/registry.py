@@ -2,7 +2,8 @@
 
     <root>/<project key>/project.json          hostname, "ID.timestamp", label config last seen; replaced atomically
     <root>/<project key>/versions/v0/          a start version: record.json names the start weights
-    <root>/<project key>/versions/v1/          a trained version: record.json and model.safetensors
+    <root>/<project key>/versions/v1/          a trained version: record.json, model.safetensors, and where another
+                                               runtime serves it the file that was exported for that (see `serving`)
     <root>/<project key>/current               {"version": 1}; replaced atomically
 
 A version is written into a temporary folder, flushed to disk and renamed into place, so a kill or a full disk at any
@@ -239,17 +240,21 @@ class ProjectRegistry:
             with self._temporary() as folder:
                 return self._add(folder, start)
 
-    def publish(self, checkpoint: Path, record: Mapping[str, Any]) -> Version:
+    def publish(self, checkpoint: Path, record: Mapping[str, Any], files: Sequence[Path] = ()) -> Version:
         """Copy a trained checkpoint into a new version and make it current.
 
-        `record` (JSON) is kept with it; keys `kind`, `number`, `parent` and `published` are set here. Raises
-        RegistryError, leaving the old version current, when it cannot be written. Returns the new version.
+        `record` (JSON) is kept with it; keys `kind`, `number`, `parent` and `published` are set here. `files` are kept
+        beside the checkpoint under their own names: what was exported from it. Raises RegistryError, leaving the old
+        version current, when something cannot be written. Returns the new version.
         """
-        if not Path(checkpoint).is_file():
-            raise FileNotFoundError(f"no checkpoint to publish at {checkpoint}")
+        for file in (Path(checkpoint), *files):
+            if not file.is_file():
+                raise FileNotFoundError(f"no checkpoint to publish at {file}")
         with self._writing(), self._temporary() as folder:
-            shutil.copyfile(checkpoint, folder / CHECKPOINT)  # before the lock: /setup must not wait for it
-            _sync_file(folder / CHECKPOINT)
+            # before the lock: /setup must not wait for it
+            for file, name in ((checkpoint, CHECKPOINT), *((file, file.name) for file in files)):
+                shutil.copyfile(file, folder / name)
+                _sync_file(folder / name)
             with _locked(self.path):
                 return self._add(folder, {**record, "kind": TRAINED})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -32,6 +33,14 @@ class Settings(BaseSettings):
         "or `auto` (yolo_nas_s_coco where it can be had, else untrained-n).",
     )
     device: str = Field(default="auto", description="Device of the models: auto, cpu, cuda, cuda:1.")
+    runtime: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(
+        default="auto",
+        description="What runs the models: torch, onnxruntime, openvino, or auto (on a CPU OpenVINO where it is "
+        "installed, else ONNX Runtime, else PyTorch; on a GPU PyTorch).",
+    )
+    precision: Literal["fp32", "int8"] = Field(
+        default="fp32", description="Precision of newly trained versions: fp32, or int8 (openvino or onnxruntime)."
+    )
 
     label_studio_url: str = Field(
         default="", description="Where this backend reaches Label Studio, with a sub-path if any."

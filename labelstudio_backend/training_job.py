@@ -1,4 +1,4 @@
-"""One training, as a process of its own: corrected tasks -> data set -> trainer -> gate -> registry.
+"""One training, as a process of its own: corrected tasks -> data set -> trainer -> exported file -> gate -> registry.
 
 `python -m labelstudio_backend.training_job JOB` is what the server starts; settings come by the environment. Whatever
 goes wrong, the old version goes on serving and the job carries the reason.
@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labelstudio_backend import serving
 from labelstudio_backend.client import LabelStudio, LabelStudioError
 from labelstudio_backend.corrections import corrections, manifest
 from labelstudio_backend.gate import Verdict, judge, rename
@@ -25,6 +26,7 @@ from labelstudio_backend.jobs import STOPPED, Job, Jobs, tidy
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.reconcile import same_project
 from labelstudio_backend.registry import ProjectRegistry, Registry, Version, load_checkpoint
+from labelstudio_backend.serving import Way
 from labelstudio_backend.settings import UNTRAINED, Settings
 from labelstudio_backend.training_data import TrainingData, build
 from yolonas.data.labelled import LabelledImages
@@ -33,6 +35,7 @@ from yolonas.labelstudio import Control, class_names, map_labels, parse_label_co
 
 if TYPE_CHECKING:
     from yolonas.evaluation import Metrics
+    from yolonas.inference.detector import Detector
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +46,8 @@ HIGHEST_GUESS = 0.25  # and then not above this, as scores are too good on what 
 PULLED, FETCHED, TRAINED = 0.02, 0.1, 0.9
 
 
-class _StoppedError(Exception):
-    """SIGTERM came."""
+class _StoppedError(BaseException):
+    """SIGTERM came; no Exception, so that nobody on the way takes it for a failure."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -116,7 +119,8 @@ class _Training:
             return
         data, base = self._data()
         artefact, training = self._train(data, base)
-        verdict, before, after = self._gate(data, artefact, base)
+        ways, remarks = self._ways(data, artefact)
+        way, verdict, before, after = self._gate(data, ways, remarks, base)
         record = {
             "job": self.job.id,
             "trigger": self.job.trigger,
@@ -127,16 +131,24 @@ class _Training:
             "gate": verdict.to_dict(),
             "before": before,
             "after": after,
+            "serving": {
+                "file": way.file.name,
+                "runtime": way.runtime,
+                "precision": way.precision,
+                "remarks": remarks,
+            },
             "seconds": round(time.monotonic() - self.begun, 1),
         }
         self._continue()
+        reason = "; ".join([verdict.reason, *remarks])
         if not verdict.publish:
-            self.jobs.finish(self.job.id, "refused", f"{base.name} goes on: {verdict.reason}", record=record)
-            log.info("refused: %s", verdict.reason)
+            self.jobs.finish(self.job.id, "refused", f"{base.name} goes on: {reason}", record=record)
+            log.info("refused: %s", reason)
         else:
-            version = self.project.publish(artefact, {**record, "manifest": data.manifest})
-            self.jobs.finish(self.job.id, "succeeded", verdict.reason, version=version.name, record=record)
-            log.info("published %s: %s", version.name, verdict.reason)
+            exported = [] if way.file == artefact else [way.file]
+            version = self.project.publish(artefact, {**record, "manifest": data.manifest}, exported)
+            self.jobs.finish(self.job.id, "succeeded", reason, version=version.name, record=record)
+            log.info("published %s, %s: %s", version.name, way, reason)
         self._look_for_new_labels(data.names)
 
     def _continue(self) -> None:
@@ -269,35 +281,44 @@ class _Training:
             "threshold_from": "held-out images" if known else "training images",
         }
 
+    def _ways(self, data: TrainingData, artefact: Path) -> tuple[list[Way], list[str]]:
+        """How the new version could serve, the way that was asked for first; and a line on each that cannot be had."""
+        self._report(TRAINED, "making the file that serves")
+        folder = self.folder / "serving"
+        folder.mkdir(exist_ok=True)
+        found, remarks = serving.ways(artefact, folder, [image.path for image in data.train.images], self.settings)
+        return found, remarks
+
     def _gate(
-        self, data: TrainingData, artefact: Path, base: Version
-    ) -> tuple[Verdict, dict[str, Any] | None, dict[str, Any] | None]:
-        """Compare the file that would serve with the version that serves now, on the held-out images."""
-        from yolonas import checkpoint
+        self, data: TrainingData, ways: Sequence[Way], remarks: list[str], base: Version
+    ) -> tuple[Way, Verdict, dict[str, Any] | None, dict[str, Any] | None]:
+        """Compare what would serve, see `serving.choose`, with what serves now, on the held-out images."""
         from yolonas.evaluation import coco_ap
         from yolonas.inference.detections import Detections
-        from yolonas.inference.detector import Detector
 
         self._report(TRAINED, f"comparing with {base.name} on {len(data.held_out)} held-out images")
-        if data.held_out.objects == 0:
-            return judge(data.held_out, [], []), None, None
 
         def detections(detector: Detector, own: bool) -> list[Detections]:
             control = Control("", "", "", data.names, data.sources)
             to_label = map_labels(control, detector.names, own=own).to_label
-            paths = [image.path for image in data.held_out.images]
+            # Where there is nothing to compare, one image still shows that the file works.
+            images = data.held_out.images if data.held_out.objects else data.train.images[:1]
             found = []
-            for result in detector.stream(paths, conf=0.01):
+            for result in detector.stream([image.path for image in images], conf=0.01):
                 self._continue()
                 result.image = None
                 found.append(rename(result, data.names, to_label))
             return found
 
-        after = detections(Detector(checkpoint.load(artefact), self.settings.device), own=True)
+        way, after = serving.choose(
+            ways, remarks, data.held_out, lambda way: detections(way.detector(self.settings.device), own=True)
+        )
+        if data.held_out.objects == 0:
+            return way, judge(data.held_out, [], []), None, None
         own = base.trained or base.weights == UNTRAINED
-        before = detections(Detector(load_checkpoint(base), self.settings.device), own=own)
+        before = detections(serving.load(base, self.settings), own=own)
         verdict = judge(data.held_out, before, after, first=not base.trained)
-        return verdict, _figures(coco_ap(data.held_out, before)), _figures(coco_ap(data.held_out, after))
+        return way, verdict, _figures(coco_ap(data.held_out, before)), _figures(coco_ap(data.held_out, after))
 
     def _look_for_new_labels(self, names: tuple[str, ...]) -> None:
         """The label config may have got new labels meanwhile: another training, which has them."""

@@ -12,14 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
-from labelstudio_backend import training_job
+from labelstudio_backend import serving, training_job
 from labelstudio_backend.client import LabelStudioError
 from labelstudio_backend.corrections import held_out
 from labelstudio_backend.gate import Verdict
 from labelstudio_backend.jobs import STOPPED, Job, Jobs
-from labelstudio_backend.registry import ProjectRegistry, Registry, load_checkpoint
+from labelstudio_backend.registry import ProjectRegistry, Registry, Version, load_checkpoint
 from labelstudio_backend.settings import Settings
 from yolonas import checkpoint, labelstudio
+from yolonas.errors import MissingPackageError
 from yolonas.inference.detector import Detector
 from yolonas.model import YoloNAS
 from yolonas.training.auto import RATES_FROM_RANDOM
@@ -80,7 +81,9 @@ class FakeLabelStudio:
 
 class Bench:
     def __init__(self, folder: Path, studio: FakeLabelStudio) -> None:
-        self.settings = Settings(state_dir=folder, train_minutes=0.02, image_size=SIDE, device="cpu")
+        self.settings = Settings(
+            state_dir=folder, train_minutes=0.02, image_size=SIDE, device="cpu", runtime="torch", precision="fp32"
+        )
         self.studio = studio
         self.project: ProjectRegistry = Registry(folder / "projects").register("http://ls", UID, config("Square"))
         self.project.ensure_start("untrained-n", ["Square"])
@@ -313,3 +316,72 @@ def test_a_full_disk_is_the_same_sentence_whoever_says_it(bench: Bench, monkeypa
     monkeypatch.setattr(bench.jobs, "report", full)
     job = bench.train()
     assert job.reason == "the disk is full (database or disk is full); free some space and train again"
+
+
+def served_by(bench: Bench, **settings: str) -> tuple[Job, Version, Detector]:
+    bench.settings = bench.settings.model_copy(update=settings)
+    job = bench.train()
+    assert job.state == "succeeded", job.reason
+    version = bench.project.current()
+    return job, version, serving.load(version, bench.settings)
+
+
+def test_the_gate_judges_the_quantized_file_and_that_serves(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, str, str]] = []
+    detector = serving.Way.detector
+
+    def spy(way: serving.Way, device: str) -> Detector:
+        found = detector(way, device)
+        opened.append((way.file.name, found.runtime.name, found.runtime.precision))
+        return found
+
+    monkeypatch.setattr(serving.Way, "detector", spy)
+    job, version, serves = served_by(bench, runtime="openvino", precision="int8")
+    assert opened == [("model.int8.onnx", "openvino", "int8"), ("model.onnx", "openvino", "fp32")]
+    expected = {"file": "model.int8.onnx", "runtime": "openvino", "precision": "int8", "remarks": []}
+    assert (version.record["serving"], job.record["serving"]) == (expected, expected)
+    assert {path.name for path in version.path.iterdir()} == {"record.json", "model.safetensors", "model.int8.onnx"}
+    assert (serves.runtime.name, serves.runtime.precision) == ("openvino", "int8")
+    assert serves.names == ("Square",)
+    assert serves.checkpoint.conf == pytest.approx(version.record["training"]["threshold"], abs=1e-4)
+    assert not (bench.jobs.folder(job.id) / "serving").exists(), "a job does not fill the disk"
+    second, newer, _ = served_by(bench, precision="fp32")
+    assert second.record["base"] == version.name
+    assert newer.record["serving"]["file"] == "model.onnx"
+    assert second.record["training"]["recipe"]["lr"] < RATES_FROM_RANDOM["n"], "from the float weights"
+
+
+@pytest.mark.parametrize(
+    ("broken", "file", "name"),
+    [(("int8",), "model.onnx", "onnxruntime"), (("int8", "fp32"), "model.safetensors", "torch")],
+)
+def test_what_cannot_be_exported_serves_in_floating_point_and_the_job_says_so(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...], file: str, name: str
+) -> None:
+    write = serving._write
+
+    def fail(loaded: Any, path: Path, precision: str, images: Any) -> None:
+        if precision in broken:
+            raise MissingPackageError("it needs the package nncf: pip install 'yolonas[quantize]'")
+        write(loaded, path, precision, images)
+
+    monkeypatch.setattr(serving, "_write", fail)
+    job, version, serves = served_by(bench, runtime="onnxruntime", precision="int8")
+    remark = "no int8 file for ONNX Runtime could be made: it needs the package nncf: pip install 'yolonas[quantize]'"
+    assert remark in job.reason
+    assert remark in version.record["serving"]["remarks"]
+    assert (version.record["serving"]["file"], version.record["serving"]["precision"]) == (file, "fp32")
+    assert serves.runtime.name == name
+    assert version.path.joinpath(file).is_file()
+
+
+def test_int8_that_is_clearly_worse_gives_way_to_float(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: Any) -> Verdict:
+        return Verdict(False, True, "AP50 0.9 -> 0.1", 25)
+
+    monkeypatch.setattr(serving, "judge", lose)
+    job, version, serves = served_by(bench, runtime="openvino", precision="int8")
+    assert "INT8 in OpenVINO is worse than float in OpenVINO, which serves: AP50 0.9 -> 0.1" in job.reason
+    assert version.record["serving"]["file"] == "model.onnx"
+    assert (serves.runtime.name, serves.runtime.precision) == ("openvino", "fp32")
+    assert not (version.path / "model.int8.onnx").exists()

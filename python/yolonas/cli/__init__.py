@@ -21,6 +21,7 @@ COMMANDS = {
     "train": "Train or fine-tune on labelled images.",
     "export": "Write a checkpoint for ONNX Runtime, OpenVINO or torch.export.",
     "quantize": "Make a checkpoint INT8, and measure what that costs and gains.",
+    "benchmark": "Measure speed and accuracy in every runtime and precision.",
     "info": "Show a model's size, classes and preprocessing.",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 REG_MAX = 16
@@ -111,6 +111,15 @@ class Preprocessing:
     def square(cls, size: int) -> Preprocessing:
         """The preprocessing of models trained here: a centred letterbox that fills a `size` x `size` canvas."""
         return cls(image_size=(size, size), resize_to=size)
+
+    def on_canvas(self, size: int | tuple[int, int]) -> Preprocessing:
+        """The same on a canvas of another side, or (height, width): the margin around the image grows with it.
+
+        Raises ValueError where the size is no multiple of 32.
+        """
+        height, width = (size, size) if isinstance(size, int) else size
+        resize_to = round(self.resize_to * max(height, width) / max(self.image_size))
+        return replace(self, image_size=(height, width), resize_to=resize_to)
 
     def scale(self, height: int, width: int) -> float:
         """The factor that brings an image of `height` x `width` px to `resize_to` and inside the canvas."""

@@ -8,6 +8,8 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -73,6 +75,12 @@ def _pictures(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypa
             for name in ("a.jpg", "b.jpg", "street.jpg", f"photographs/{part}{number}.jpg"):
                 Path(name).parent.mkdir(exist_ok=True)
                 write_image(name, read_image(image.path))
+
+    frame = read_image(Path("street.jpg"))
+    writer = cv2.VideoWriter("clip.avi", cv2.VideoWriter_fourcc(*"MJPG"), 10, (frame.shape[1], frame.shape[0]))
+    for shift in range(5):
+        writer.write(np.roll(frame[..., ::-1], shift, axis=1))
+    writer.release()
 
 
 @pytest.mark.usefixtures("_pictures")

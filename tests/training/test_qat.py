@@ -15,7 +15,6 @@ from yolonas.errors import DataError
 from yolonas.quantization import calibration_canvases
 from yolonas.training.qat import fine_tune, qat_recipe
 
-
 Rectangles = Callable[..., LabelledImages]
 
 

@@ -23,12 +23,12 @@ from yolonas.extras import require
 from yolonas.model import Preprocessing
 from yolonas.model.config import STRIDES
 from yolonas.onnx_nms import append_nms
-from yolonas.tracing import OPSET, onnx_graph, quiet, torch_program
+from yolonas.tracing import OPSET, RawNetwork, onnx_graph, quiet, scale_and_shift, torch_program
 
 if TYPE_CHECKING:
     from yolonas.parity import Parity
 
-__all__ = ["Exported", "export", "export_raw_onnx", "manifest_of", "quiet"]
+__all__ = ["Exported", "RawNetwork", "export", "export_raw_onnx", "manifest_of", "quiet", "scale_and_shift"]
 
 PRE_NMS_TOP_K = 1000
 Format = Literal["onnx", "openvino", "pt2"]

@@ -21,6 +21,7 @@ from yolonas.checkpoint import DECI_LICENSE, Checkpoint, load
 from yolonas.cli import main
 from yolonas.errors import CheckpointError, MissingPackageError
 from yolonas.export import export, export_raw_onnx
+from yolonas.exported import find_manifest, read_manifest
 from yolonas.inference.detector import Detector
 from yolonas.model import Preprocessing, YoloNAS
 from yolonas.onnx_import import structure
@@ -251,6 +252,19 @@ def test_our_file_comes_back_with_all_that_it_says(model: YoloNAS, ours: Path) -
     assert loaded.model.preprocessing.image_size == (96, 64)
     assert loaded.model.preprocessing.mean == (0.4, 0.5, 0.6)
     assert (loaded.conf, loaded.iou, loaded.license, loaded.record) == (0.3, 0.6, "none but mine", {"ap": 0.5})
+
+
+def test_only_our_file_has_a_manifest(sg: Path, ours: Path, tmp_path: Path) -> None:
+    manifest = find_manifest(ours)
+    assert manifest is not None
+    assert manifest == read_manifest(ours)
+    assert manifest.class_names == ("ant", "bee", "cow", "dog", "eel")
+    assert find_manifest(sg) is None
+    with pytest.raises(CheckpointError, match=r"sg\.onnx was not exported by yolonas"):
+        read_manifest(sg)
+    (tmp_path / "cut.onnx").write_bytes(ours.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"cut\.onnx is damaged"):
+        find_manifest(tmp_path / "cut.onnx")
 
 
 def test_our_float16_file_comes_back_rounded(model: YoloNAS, tmp_path: Path) -> None:

@@ -74,22 +74,31 @@ class Manifest:
 
 def read_manifest(path: str | Path) -> Manifest:
     """The manifest in a file that yolonas exported; CheckpointError where there is none, naming what to do."""
+    manifest = find_manifest(path)
+    if manifest is None:
+        raise CheckpointError(
+            f"{path} was not exported by yolonas, so it does not say how to prepare images for it: "
+            "export the checkpoint again with `yolonas export`"
+        )
+    return manifest
+
+
+def find_manifest(path: str | Path) -> Manifest | None:
+    """The manifest in an exported file, None in one of another program; CheckpointError where it cannot be read.
+
+    An .onnx file without a manifest may be one of super-gradients, which `checkpoint.load` reads.
+    """
     path = Path(path)
     read = {".onnx": _onnx_metadata, ".xml": _openvino_metadata, ".pt2": _pt2_metadata}.get(path.suffix.lower())
     if read is None:
         raise CheckpointError(f"{path} is no exported network: the suffixes of those are {', '.join(SUFFIXES)}")
     try:
         text = read(path)
-        if text is not None:
-            return Manifest.from_json(text)
+        return None if text is None else Manifest.from_json(text)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, TypeError, KeyError, ElementTree.ParseError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path} is damaged or not an exported network ({error}): export it again") from error
-    raise CheckpointError(
-        f"{path} was not exported by yolonas, so it does not say how to prepare images for it: "
-        "export the checkpoint again with `yolonas export`"
-    )
 
 
 def is_foreign_onnx(path: Path) -> bool:

@@ -185,8 +185,10 @@ class _File:
         while name in self.producers:
             node = self.producers[name]
             inputs = [self.aliases.get(i, i) for i in node.input]
-            shapes = [self.shape(i) for i in inputs if i in self.constants]
-            if node.op_type not in PLAIN or any(int(np.prod(shape or (1,))) != 1 for shape in shapes):
+            if node.op_type not in PLAIN:
+                return True
+            factors = [self.tensor(i) for i in inputs if i in self.constants]
+            if any(f is None or len(f.unique()) != 1 for f in factors):
                 return True
             name = next((i for i in inputs if i not in self.constants), "")
         return False

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import importlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -151,19 +150,9 @@ def _changed(
     model = checkpoint.model
     if imgsz is not None:
         model = copy.copy(model)
-        model.preprocessing = _on_canvas(model.preprocessing, imgsz)
+        model.preprocessing = model.preprocessing.on_canvas(imgsz)
     conf, iou = checkpoint.conf if conf is None else conf, checkpoint.iou if iou is None else iou
     return dataclasses.replace(checkpoint, model=model, conf=conf, iou=iou)
-
-
-def _on_canvas(own: Preprocessing, imgsz: int | tuple[int, int]) -> Preprocessing:
-    """As the detector does: the margin around the image grows with the canvas."""
-    height, width = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz
-    resize_to = round(own.resize_to * max(height, width) / max(own.image_size))
-    try:
-        return dataclasses.replace(own, image_size=(height, width), resize_to=resize_to)
-    except ValueError as error:
-        raise ValueError(f"imgsz {imgsz} must be a multiple of 32, at least 32") from error
 
 
 def _nms(manifest: Manifest, max_det: int) -> dict[str, Any]:
@@ -213,8 +202,9 @@ def _writer(
 
 def _quantized(checkpoint: Checkpoint, paths: list[Path], file: Path) -> tuple[Any, dict[str, Any]]:
     """The int8 ModelProto with dynamic sizes, and the record that says how it was made."""
-    quantization = importlib.import_module("yolonas.quantization")
-    made = quantization.quantize(checkpoint, file, paths)
+    from yolonas.quantization import quantize  # which builds on this module
+
+    made = quantize(checkpoint, file, paths)
     return require("onnx", "onnx", "an export to ONNX").load(str(file)), made.record
 
 

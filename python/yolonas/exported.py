@@ -101,14 +101,6 @@ def find_manifest(path: str | Path) -> Manifest | None:
         raise CheckpointError(f"{path} is damaged or not an exported network ({error}): export it again") from error
 
 
-def is_foreign_onnx(path: Path) -> bool:
-    """Whether a file is of ONNX, and not exported by yolonas: then it is weights to be imported (`onnx_import`)."""
-    try:
-        return path.suffix.lower() == ".onnx" and _onnx_metadata(path) is None
-    except (OSError, ValueError):
-        return False  # `read_manifest` says what is wrong
-
-
 def _onnx_metadata(path: Path) -> str | None:
     """`metadata_props[METADATA_KEY]` of a ModelProto, read without its weights and without the package onnx."""
     with path.open("rb") as stream:

@@ -13,7 +13,7 @@ import pytest
 from yolonas.inference.pipeline import in_batches
 
 
-def squares(items: object, *, batch: int = 3, workers: int = 2, ahead: int = 2, run: object = None, **more) -> Iterator:
+def squares(items: object, *, batch: int = 3, workers: int = 2, ahead: int = 2, run: object = None) -> Iterator:
     def prepare(item: int, canvas: np.ndarray) -> int:
         time.sleep(0.001 * (item % 3))  # so that they end in another order
         canvas[:] = item
@@ -26,16 +26,7 @@ def squares(items: object, *, batch: int = 3, workers: int = 2, ahead: int = 2, 
     def allocate(count: int) -> np.ndarray:
         return np.empty((count, 3, 2, 2), dtype=np.int64)
 
-    return in_batches(items, allocate, prepare, run or plain, batch=batch, workers=workers, ahead=ahead, **more)
-
-
-def test_an_urgent_item_is_waited_for_at_once() -> None:
-    taken: list[int] = []
-    items = (taken.append(i) or i for i in range(9))
-    results = squares(items, ahead=5, urgent=lambda item: item == 4)
-    assert next(results) == [0, 1, 4]
-    assert taken == [0, 1, 2, 3, 4]
-    assert list(results) == [[9, 16], [25, 36, 49], [64]]
+    return in_batches(items, allocate, prepare, run or plain, batch=batch, workers=workers, ahead=ahead)
 
 
 def running() -> set[str]:

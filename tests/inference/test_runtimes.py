@@ -61,9 +61,9 @@ def assert_same(a: Detections, b: Detections) -> None:
     """Within 0.1 px and 1e-3, but for boxes whose score is that near to the threshold or to that of another."""
     for one, other in ((a, b), (b, a)):
         lowest = one.scores.min() + 1e-3 if len(one) else 1
-        for d in one[one.scores > lowest]:
-            near = (np.abs(other.boxes - d.box) <= 0.1).all(axis=1) & (np.abs(other.scores - d.score) <= 1e-3)
-            assert (near & (other.labels == d.label)).any(), d
+        for found in one[one.scores > lowest]:
+            near = (np.abs(other.boxes - found.box) <= 0.1).all(axis=1) & (np.abs(other.scores - found.score) <= 1e-3)
+            assert (near & (other.labels == found.label)).any(), found
 
 
 @pytest.mark.parametrize("runtime", EXPORTED)
@@ -101,6 +101,22 @@ def test_a_checkpoint_is_exported_once(
     for a, b in zip(detector(PICTURES, imgsz=(96, 224)), other(PICTURES, imgsz=(96, 224), batch=2), strict=True):
         assert_same(a, b)
     assert other.checkpoint is lively
+
+
+@pytest.mark.parametrize("runtime", ["torch", *EXPORTED])
+def test_classes_and_agnostic_nms(lively: Checkpoint, detector: Detector, onnx_file: Path, runtime: str) -> None:
+    other = Detector(lively, "cpu", runtime)
+    for image in PICTURES:
+        full = detector(image, conf=0.4, max_det=5000)
+        for classes in ([0], [2, 1]):
+            (found,) = other.stream(image, conf=0.4, max_det=5000, classes=classes)
+            assert_same(full[np.isin(full.labels, classes)], found)
+            assert set(found.labels) <= set(classes)
+        agnostic = other(image, conf=0.4, max_det=5000, agnostic_nms=True)
+        assert_same(detector(image, conf=0.4, max_det=5000, agnostic_nms=True), agnostic)
+        assert 0 < len(agnostic) < len(full)
+    with pytest.raises(ValueError, match="classes must be numbers from 0 to 2, not 3"):
+        other(PICTURES[0], classes=[3])
 
 
 def as_xml(onnx_file: Path, folder: Path) -> Path:
@@ -333,6 +349,13 @@ def test_detections_of_the_file_itself(outputs: object) -> None:
     assert [f.scores.tolist() for f in found] == [pytest.approx([s]) for s in (0.5, 0.9, 0.9)]
 
 
+@pytest.mark.parametrize("outputs", [flat, batch])
+def test_classes_of_a_file_with_nms(outputs: object) -> None:
+    runtime = Recorded(dataclasses.replace(PLAIN, output=outputs.__name__, nms=NMS), outputs)
+    found = runtime.detect(runtime.allocate(3, 64, 64), Decoding(0.3, 0.5, hidden=(1,)))
+    assert [f.labels.tolist() for f in found] == [[0]] * 3
+
+
 def test_a_bound_batch_is_filled_up() -> None:
     runtime = Recorded(dataclasses.replace(PLAIN, batch=2, output="flat", nms=NMS), flat)
     canvases = np.random.default_rng(0).integers(1, 256, (3, 3, 64, 64), dtype=np.uint8)
@@ -365,6 +388,8 @@ def test_thresholds_of_a_file_with_nms(onnx_file: Path) -> None:
     assert len(detector([image] * 3, conf=0.45, iou=0.5)[2]) == 2
     with pytest.raises(ValueError, match=r"conf 0\.2 is below 0\.3"):
         detector(image, conf=0.2)
+    with pytest.raises(ValueError, match="agnostic_nms is not what this file does"):
+        detector(image, agnostic_nms=True)
     with pytest.raises(ValueError, match=r"iou 0\.7 is not 0\.5"):
         detector(image, iou=0.7)
 

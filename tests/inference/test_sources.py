@@ -346,3 +346,15 @@ def test_a_missing_system_library_gets_a_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "libGL.so.1" in done.stderr.splitlines()[-1]
     assert "opencv-python-headless" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("turned", [1, 6])
+def test_jpeg_has_the_same_pixels_with_any_opencv(turned: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.jpg", exif=exif)
+    image = read_image(tmp_path / "a.jpg")
+    monkeypatch.setattr("yolonas.inference.sources._RGB", None)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jpg"), image)
+    assert image.shape == ((40, 60, 3) if turned == 1 else (60, 40, 3))

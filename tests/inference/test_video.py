@@ -232,7 +232,7 @@ def test_leaving_a_live_source_releases_it(cameras: list[Camera]) -> None:
     cameras.append(camera)
     items = iter_sources(0)
     next(items)
-    items.close()
+    items.close()  # type: ignore[attr-defined]
     assert camera.released
     assert not any(thread.name == "yolonas camera 0" for thread in threading.enumerate())
 

@@ -106,7 +106,7 @@ def predict(
     items: list[Any] = list(dict.fromkeys(list_sources(list(source))))  # paths, web addresses and videos
     detector = Detector(weights, device, runtime, precision)
     wanted = class_numbers(classes, detector.names)
-    tracking = Tracking(detector.manifest.conf if conf is None else conf) if track else None
+    tracking = Tracking(detector.manifest.conf if conf is None else conf, detector.lowest_conf) if track else None
     outputs = _outputs(items, detector.names, out, no_images, **saving)
     unreadable: list[DataError] = []
     tally = _Tally()
@@ -154,8 +154,8 @@ def predict(
     if not tally.count and not interrupted:
         raise DataError("no image could be read")
     click.echo(tally.summary())
-    if chosen := detector.choice.report():
-        click.echo(chosen)
+    if detector.choice.milliseconds:
+        click.echo(detector.choice.report())
     if interrupted and not any(isinstance(item, Video) and item.live for item in items):
         raise SystemExit(130)
 
@@ -180,8 +180,8 @@ def class_numbers(classes: Sequence[str], names: Sequence[str]) -> list[int] | N
 class Tracking:
     """A tracker for each video; images that are none of a video are one sequence."""
 
-    def __init__(self, conf: float) -> None:
-        self.high, self.low = conf, min(0.1, conf)
+    def __init__(self, conf: float, lowest: float) -> None:
+        self.high, self.low = conf, max(min(0.1, conf), lowest)
         self._video: str | None = None
         self._tracker: Tracker | None = None
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from yolonas.errors import DataError, OptionError
-from yolonas.exported import SUFFIXES, Manifest, is_foreign_onnx, read_manifest
+from yolonas.exported import SUFFIXES, Manifest, find_manifest, read_manifest
 from yolonas.inference.detections import Detections
 from yolonas.inference.letterbox import Placement, letterbox_into
 from yolonas.inference.pipeline import in_batches
 from yolonas.inference.runtimes import Canvases, Decoding, Runtime
 from yolonas.inference.runtimes.choice import PRECISIONS, RUNTIMES, Choice
-from yolonas.inference.sources import Image, Origin, is_single, iter_sources, origin, read_image
-from yolonas.inference.video import Frame
+from yolonas.inference.sources import Image, Origin, is_live, is_single, iter_sources, origin, read_image
 from yolonas.model.config import Preprocessing
 
 if TYPE_CHECKING:
@@ -89,6 +88,11 @@ class Detector:
         """Where the network runs: "cpu", "cuda" or "cuda:1"."""
         return self.runtime.device
 
+    @property
+    def lowest_conf(self) -> float:
+        """The least `conf` that may be asked for: above 0 where the file has its NMS inside."""
+        return self.manifest.nms["score_threshold"] if self.manifest.nms else 0.0
+
     def __call__(
         self,
         source: Any,
@@ -113,13 +117,16 @@ class Detector:
         Raises DataError at the first image that cannot be read (`stream` goes on), OptionError for an option out of
         range. In a list the detections of files and videos do not keep the pixels.
         """
-        classwise: dict[str, Any] = {"classes": classes, "agnostic_nms": agnostic_nms}
         if is_single(source):
+            preprocessing = self._preprocessing(imgsz)
+            decoding = self._decoding(conf, iou, max_det, classes, agnostic_nms)
+            _check_counts(batch=batch, stride=stride)
             item = next(iter_sources(source, stride))
             image = read_image(item)
-            (detections,) = self.predict_batch([image], conf, iou, max_det, batch, imgsz, **classwise)
+            (detections,) = self._one(image, preprocessing, decoding)
             return dataclasses.replace(detections, image=image, **origin(item)._asdict())
-        stream = self.stream(source, conf, iou, max_det, batch, imgsz, stride=stride, **classwise, on_error=_raise)
+        more: dict[str, Any] = {"stride": stride, "classes": classes, "agnostic_nms": agnostic_nms}
+        stream = self.stream(source, conf, iou, max_det, batch, imgsz, **more, on_error=_raise)
         return [d if d.path is None else dataclasses.replace(d, image=None) for d in stream]
 
     def stream(
@@ -138,19 +145,17 @@ class Detector:
     ) -> Iterator[Detections]:
         """Detections one image after the other, in order; options as in a call.
 
-        The next images are read while the network runs, and it runs while the caller works on the results: from files,
-        folders, lists and arrays up to three batches are held, from other iterables one, and no image of these is taken
-        before its detections are asked for. Closing the generator ends its threads.
+        The next images are read while the network runs, and it runs while the caller works on the results: up to three
+        batches are held. Of an iterator one batch is, and nothing is taken before its detections are asked for; the
+        frames of a live source go one by one. Closing the generator ends its threads.
 
-        The frames of a video carry their index and time; one of a live source does not wait until a batch is full. An
-        image that cannot be read is left out, and so is the rest of a video that breaks off. `on_error` is called for
-        it, with a DataError that names it, and may raise to stop; without `on_error` a DataError that lists such images
-        is raised after the last detections.
+        The frames of a video carry their index and time. An image that cannot be read is left out, and so is the rest
+        of a video that breaks off. `on_error` is called for it, with a DataError that names it, and may raise to stop;
+        without `on_error` a DataError that lists such images is raised after the last detections.
         """
         preprocessing = self._preprocessing(imgsz)
         decoding = self._decoding(conf, iou, max_det, classes, agnostic_nms)
         _check_counts(batch=batch, stride=stride)
-        ahead = 2 if isinstance(source, (str, Path, bytes, list, tuple)) or hasattr(source, "__array__") else 0
         total, done = _count(source), 0
 
         def prepare(item: Any, canvas: Canvases) -> _Prepared | DataError:
@@ -183,15 +188,15 @@ class Detector:
             failed: list[DataError] = []
             report = on_error or failed.append
             size = preprocessing.image_size
+            live = is_live(source)
             for batch_of_results in in_batches(
                 iter_sources(source, stride),
                 lambda count: self.runtime.allocate(count, *size),
                 prepare,
                 run,
-                batch=batch,
+                batch=1 if live else batch,
                 workers=WORKERS,
-                ahead=ahead,
-                urgent=lambda item: isinstance(item, Frame) and item.live,
+                ahead=0 if live or isinstance(source, Iterator) else 2,
             ):
                 for result in batch_of_results:
                     if isinstance(result, DataError):
@@ -211,17 +216,13 @@ class Detector:
         max_det: int = 300,
         batch: int = 8,
         imgsz: int | tuple[int, int] | None = None,
-        *,
-        classes: Sequence[int] | None = None,
-        agnostic_nms: bool = False,
     ) -> list[Detections]:
         """Detections of decoded images, uint8 [h, w, 3] RGB of any sizes, in order, without pixels; see `__call__`."""
         preprocessing = self._preprocessing(imgsz)
-        decoding = self._decoding(conf, iou, max_det, classes, agnostic_nms)
+        decoding = self._decoding(conf, iou, max_det)
         _check_counts(batch=batch)
-        if len(images) == 1:  # the quickest answer: no thread is started
-            canvases = self.runtime.allocate(1, *preprocessing.image_size)
-            return self._detect(canvases, [letterbox_into(canvases[0], images[0], preprocessing)], decoding)
+        if len(images) == 1:
+            return self._one(images[0], preprocessing, decoding)
         batches = in_batches(
             images,
             lambda count: self.runtime.allocate(count, *preprocessing.image_size),
@@ -232,6 +233,11 @@ class Detector:
             ahead=1,
         )
         return list(chain.from_iterable(batches))
+
+    def _one(self, image: Image, preprocessing: Preprocessing, decoding: Decoding) -> list[Detections]:
+        """Detections of one image, by the shortest way: no thread is started."""
+        canvases = self.runtime.allocate(1, *preprocessing.image_size)
+        return self._detect(canvases, [letterbox_into(canvases[0], image, preprocessing)], decoding)
 
     def _detect(self, canvases: Canvases, placements: Sequence[Placement], decoding: Decoding) -> list[Detections]:
         if not placements:
@@ -250,12 +256,12 @@ class Detector:
         conf: float | None,
         iou: float | None,
         max_det: int,
-        classes: Sequence[int] | None,
-        agnostic_nms: bool,
+        classes: Sequence[int] | None = None,
+        agnostic: bool = False,
     ) -> Decoding:
         baked = self.manifest.nms  # the file decodes, and keeps nothing below its own threshold
         if baked is not None:
-            conf = max(self.manifest.conf, baked["score_threshold"]) if conf is None else conf
+            conf = max(self.manifest.conf, self.lowest_conf) if conf is None else conf
             iou = baked["iou_threshold"] if iou is None else iou
         conf = self.manifest.conf if conf is None else conf
         iou = self.manifest.iou if iou is None else iou
@@ -263,22 +269,21 @@ class Detector:
             if not 0 <= value <= 1:
                 raise OptionError(f"{name} must lie in 0..1, not {value}")
         _check_counts(max_det=max_det)
-        if baked is not None and conf < baked["score_threshold"]:
-            least = baked["score_threshold"]
+        if conf < self.lowest_conf:
             raise OptionError(
-                f"conf {conf:g} is below {least:g}, which this file was exported at: export it without NMS"
+                f"conf {conf:g} is below {self.lowest_conf:g}, which this file was exported at: export it without NMS"
             )
         if baked is not None and abs(iou - baked["iou_threshold"]) > 1e-6:
             fixed = baked["iou_threshold"]
             raise OptionError(f"iou {iou:g} is not {fixed:g}, at which this file was exported: export it without NMS")
-        if baked is not None and agnostic_nms:
-            raise OptionError("agnostic_nms is not how this file suppresses boxes: export it without NMS")
+        if baked is not None and agnostic:
+            raise OptionError("agnostic_nms is not what this file does, which has its NMS inside: export it without")
         asked = range(len(self.names)) if classes is None else classes
         for label in asked:
             if not 0 <= label < len(self.names):
                 raise OptionError(f"classes must be numbers from 0 to {len(self.names) - 1}, not {label}")
         hidden = tuple(sorted(set(range(len(self.names))) - set(asked)))
-        return Decoding(conf, iou, max_det, class_agnostic=agnostic_nms, hidden=hidden)
+        return Decoding(conf, iou, max_det, hidden=hidden, agnostic=agnostic)
 
     def _preprocessing(self, imgsz: int | tuple[int, int] | None) -> Preprocessing:
         """The manifest's preprocessing, on a canvas of another size if asked: the margin around the image scales."""
@@ -286,14 +291,9 @@ class Detector:
         size = (imgsz, imgsz) if isinstance(imgsz, int) else imgsz or fixed or own.image_size
         if size == own.image_size and fixed in (None, size):
             return own
-        height, width = size
         if fixed is not None and size != tuple(fixed):
             raise OptionError(f"imgsz {imgsz} is not {fixed}, to which this file is bound: export it with --dynamic")
-        resize_to = round(own.resize_to * max(height, width) / max(own.image_size))
-        try:
-            return dataclasses.replace(own, image_size=(height, width), resize_to=resize_to)
-        except ValueError as error:
-            raise OptionError(f"imgsz {imgsz} must be a multiple of 32, at least 32") from error
+        return own.on_canvas(size)
 
 
 class _Prepared(NamedTuple):
@@ -319,7 +319,8 @@ def _source(weights: str | Path | Checkpoint | YoloNAS) -> Checkpoint | Path:
         from yolonas.weights import resolve
 
         path = resolve(weights)
-        if path.suffix.lower() in SUFFIXES and not is_foreign_onnx(path):
+        suffix = path.suffix.lower()
+        if suffix in SUFFIXES and (suffix != ".onnx" or find_manifest(path)):  # others' ONNX files are weights
             return path
         from yolonas import checkpoint
 

@@ -24,15 +24,13 @@ def in_batches(
     batch: int,
     workers: int,
     ahead: int,
-    urgent: Callable[[Item], bool] = lambda item: False,
 ) -> Iterator[Result]:
     """What `run` makes of every `batch` items, in their order.
 
     `allocate` makes the canvases of a batch; `prepare` fills one from an item, in one of `workers` threads; `run` gets
     one batch after the other in a thread of its own. At most `ahead` batches are begun beyond the one that the consumer
-    waits for; with 0 no item is taken before its batch is asked for. An `urgent` item ends its batch, which is waited
-    for at once. What `items`, `prepare` or `run` raises comes after the results before it. When the consumer stops, the
-    threads end with the item or batch that they are at.
+    waits for; with 0 no item is taken before its batch is asked for. What `items`, `prepare` or `run` raises comes
+    after the results before it. When the consumer stops, the threads end with the item or batch that they are at.
     """
     source = iter(items)
     pending: deque[Future[Result]] = deque()
@@ -46,10 +44,7 @@ def in_batches(
         while failure is None:
             group: list[Item] = []
             try:
-                for item in islice(source, batch):
-                    group.append(item)
-                    if urgent(item):
-                        break
+                group.extend(islice(source, batch))  # keeps what came before a failure
             except Exception as error:
                 failure = error
             if not group:
@@ -57,9 +52,8 @@ def in_batches(
             canvases = allocate(len(group))
             futures = [readers.submit(prepare, item, canvas) for item, canvas in zip(group, canvases, strict=True)]
             pending.append(runner.submit(run_when_prepared, canvases, futures))
-            held = 0 if urgent(group[-1]) else ahead
-            del item, group, canvases, futures  # the consumer may take its time
-            while len(pending) > held:
+            del group, canvases, futures  # the consumer may take its time
+            if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from yolonas.errors import OptionError
+
 REG_MAX = 16
 STRIDES = (8, 16, 32)
 BIT_DEPTH = 255.0
@@ -115,9 +117,11 @@ class Preprocessing:
     def on_canvas(self, size: int | tuple[int, int]) -> Preprocessing:
         """The same on a canvas of another side, or (height, width): the margin around the image grows with it.
 
-        Raises ValueError where the size is no multiple of 32.
+        Raises OptionError, a ValueError, where the size is no multiple of 32.
         """
         height, width = (size, size) if isinstance(size, int) else size
+        if min(height, width) < 32 or height % 32 or width % 32:
+            raise OptionError(f"imgsz {size} must be a multiple of 32, at least 32")
         resize_to = round(self.resize_to * max(height, width) / max(self.image_size))
         return replace(self, image_size=(height, width), resize_to=resize_to)
 

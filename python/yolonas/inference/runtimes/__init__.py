@@ -29,8 +29,8 @@ class Decoding:
     iou: float
     max_det: int = 300
     pre_nms_top_k: int = 1000
-    class_agnostic: bool = False
-    hidden: tuple[int, ...] = ()  # classes that are not looked for: they suppress no box and take no place
+    hidden: tuple[int, ...] = ()  # classes that are not looked for: they take no place and suppress no box
+    agnostic: bool = False
 
     @property
     def candidates(self) -> int:
@@ -59,11 +59,11 @@ class Runtime(Protocol):
 
 
 def decode(maps: list[npt.NDArray[np.float32]], decoding: Decoding, threads: int = 1) -> list[Found]:
-    """Detections of each image from the six raw maps, class maps first, in which hidden classes are overwritten."""
+    """Detections of each image from the six raw maps, class maps first; they are not kept as they were."""
     from yolonas.ops import numpy as npops
 
-    for logits in maps[:3] if decoding.hidden else ():
-        logits[:, decoding.hidden] = -np.inf
+    for class_map in maps[:3] if decoding.hidden else ():
+        class_map[:, list(decoding.hidden)] = -np.inf
     decoded = npops.decode_nms(
         maps[:3],
         maps[3:],
@@ -72,7 +72,7 @@ def decode(maps: list[npt.NDArray[np.float32]], decoding: Decoding, threads: int
         iou_threshold=decoding.iou,
         pre_nms_top_k=decoding.candidates,
         max_detections=decoding.max_det,
-        class_agnostic=decoding.class_agnostic,
+        class_agnostic=decoding.agnostic,
         threads=threads,
     )
     return split(decoded.boxes, decoded.scores, decoded.labels, decoded.counts)

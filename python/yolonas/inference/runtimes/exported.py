@@ -68,6 +68,6 @@ def _float(array: Array) -> npt.NDArray[np.float32]:
 def _best(found: Found, decoding: Decoding) -> Found:
     """What is left of a file's own detections, which met its thresholds, above a higher one."""
     order = np.argsort(-found.scores, kind="stable")  # a file of super-gradients has them class by class
-    wanted = (found.scores > decoding.conf) & ~np.isin(found.labels, decoding.hidden)
-    keep = order[wanted[order]][: decoding.max_det]
+    wanted = (found.scores[order] > decoding.conf) & ~np.isin(found.labels[order], decoding.hidden)
+    keep = order[wanted][: decoding.max_det]
     return Found(found.boxes[keep], found.scores[keep], found.labels[keep])

@@ -41,7 +41,7 @@ class TorchRuntime:
         self.precision = precision
         self._network = cast(Network, torch.compile(network)) if compiled else network
         self._lock = threading.Lock()
-        self._hidden: dict[tuple[int, ...], Tensor] = {}
+        self._hidden: dict[tuple[int, ...], Tensor] = {}  # classes that are not looked for, on the device
         self._graphs: OrderedDict[tuple[tuple[int, ...], Decoding], _Graph | None] = OrderedDict()  # None: seen once
 
     @classmethod
@@ -98,10 +98,11 @@ class TorchRuntime:
 
     def _decode(self, maps: tuple[Tensor, ...], decoding: Decoding) -> ops.Decoded:
         if decoding.hidden:
-            if decoding.hidden not in self._hidden:  # kept on the device: a captured graph can copy nothing from here
+            if decoding.hidden not in self._hidden:  # made at the first call: in a capture nothing can be copied
                 self._hidden[decoding.hidden] = torch.tensor(decoding.hidden, device=self._device)
+            hidden = self._hidden[decoding.hidden]
             for logits in maps[:3]:
-                logits.index_fill_(1, self._hidden[decoding.hidden], -torch.inf)
+                logits.index_fill_(1, hidden, -torch.inf)
         return ops.decode_nms(
             maps[:3],
             maps[3:],
@@ -110,7 +111,7 @@ class TorchRuntime:
             iou_threshold=decoding.iou,
             pre_nms_top_k=decoding.candidates,
             max_detections=decoding.max_det,
-            class_agnostic=decoding.class_agnostic,
+            class_agnostic=decoding.agnostic,
         )
 
     def _on_cuda(self, images: Tensor, decoding: Decoding) -> ops.Decoded:
@@ -146,7 +147,8 @@ class _Graph:
                     run(self._images)
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Other threads go on meanwhile: they fill canvases, and allocate page-locked memory for the next ones.
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._decoded = run(self._images)
 
     def __call__(self, images: Tensor) -> ops.Decoded:

@@ -94,7 +94,7 @@ def shipped(report: Report, folder: Path, options: argparse.Namespace) -> None:
     times = timed(files, quantizer.canvases[0], options.rounds)
     size = start.model.preprocessing.image_size[0]
     report.table(
-        f"## yolo_nas_n_bccd, {size} px: {len(quantizer.canvases)} calibration images, {len(val)} of val, {len(test)} of test",
+        f"## yolo_nas_n_bccd, {size} px: calibrated on {len(quantizer.canvases)}, {len(val)} val, {len(test)} test",
         *("form", "in float", "AP val", "difference on val", "AP test", "AP50 test", "difference on test"),
         *("OpenVINO f32, ms", "bf16, ms", "ONNX Runtime, ms", "MB"),
     )

@@ -249,13 +249,22 @@ def test_the_layer_that_int8_spoils_is_found_and_left_in_float(spoilt: Scene, tm
     judge = Judge(quantized_network.part(spoilt.folder, "val"))
     spoilt.quantizer.write_float(tmp_path / "float.onnx")
     judge.measure("float", tmp_path / "float.onnx")
+    spoilt.quantizer.write(tmp_path / "full.onnx")
+    full = judge.measure("full", tmp_path / "full.onnx")
+    assert full.difference is not None
+    spoilt.quantizer.write(tmp_path / "one.onnx", float_layers=[SPOILT])
+    one = judge.measure("one", tmp_path / "one.onnx")
+    assert one.difference is not None
+    assert one.difference.value > full.difference.value + 0.05  # of AP 0..1
     tries: list[Measured] = []
+    limit = -100 * one.difference.low + 1e-6  # points that one layer in float is enough for, and none is not
+    assert not full.holds(limit)
     out = tmp_path / "selective.onnx"
-    chosen = select(spoilt.quantizer, judge, out, found, max_drop=70, on_try=tries.append)
-    assert [one.float_layers for one in tries] == [(), (SPOILT,)]
-    assert chosen == tries[1]
-    assert tries[0].metrics.ap < 0.1 < 0.4 < chosen.metrics.ap
+    chosen = select(spoilt.quantizer, judge, out, found, max_drop=limit, on_try=tries.append)
+    assert chosen.float_layers == (SPOILT,)
+    assert len(tries) == 2
     assert read_manifest(out).record["quantization"]["float_layers"] == [SPOILT]
+    assert out.read_bytes() == (tmp_path / "one.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("needed", [0, 1, 2, 3, 5, 11, 13, 37, 79, 80])

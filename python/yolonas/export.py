@@ -19,7 +19,6 @@ from yolonas.checkpoint import Checkpoint
 from yolonas.errors import ExportError
 from yolonas.exported import METADATA_KEY, SUFFIXES, Manifest
 from yolonas.extras import require
-from yolonas.model import Preprocessing
 from yolonas.model.config import STRIDES
 from yolonas.onnx_nms import append_nms
 from yolonas.tracing import OPSET, RawNetwork, onnx_graph, quiet, scale_and_shift, torch_program

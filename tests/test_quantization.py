@@ -378,7 +378,7 @@ def test_a_missing_package_is_named_with_its_install_line(healthy: Scene, tmp_pa
     )
     done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 1
-    assert "pip install 'yolonas[openvino]'" in done.stderr
+    assert "pip install 'yolonas[quantize]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

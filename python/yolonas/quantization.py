@@ -80,7 +80,7 @@ class Quantizer:
         progress: bool = False,
     ) -> None:
         onnx = require("onnx", "onnx", "quantization")
-        self._nncf = require("nncf", "openvino", "quantization")
+        self._nncf = require("nncf", "quantize", "quantization")
         self.progress = progress
         self.canvases = calibration_canvases(checkpoint, images, count)
         with tempfile.TemporaryDirectory() as folder:

@@ -31,7 +31,7 @@ from yolonas import Detector, YoloNAS
 from yolonas.checkpoint import Checkpoint
 
 PEER = "modern-yolonas"
-GOALS = {"openvino INT8": 8.0, "openvino": 2.5}
+GOALS = {"openvino INT8": 8.0, "openvino": 2.5, "openvino bf16": 2.5}
 CONF, IOU = 0.95, 0.7  # 20 to 30 boxes an image with these weights
 
 Contender = Callable[[Sequence[Path], Path], int]  # files -> JSON in a file; how many boxes

@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from yolonas.quantization import quantize
 
 import peer
 from golden import golden
 from measuring import REPOSITORY, Report, Times, ms
 from yolonas import Detector, YoloNAS
 from yolonas.checkpoint import Checkpoint
+from yolonas.quantization import quantize
 
 PEER = "modern-yolonas"
 GOALS = {"openvino INT8": 8.0, "openvino": 2.5, "openvino bf16": 2.5}

@@ -265,7 +265,8 @@ class _Training:
         self._report(TRAINED, "choosing the threshold")
         known = data.held_out.objects >= THRESHOLD_BOXES
         sample = data.held_out if known else LabelledImages(data.names, data.train.images[:50])
-        threshold = best_f1_threshold(sample, predict_dataset(Detector(result.best, self.settings.device), sample))
+        detector = Detector(result.best, self.settings.device, runtime="torch")
+        threshold = best_f1_threshold(sample, predict_dataset(detector, sample))
         saved = checkpoint.load(result.best)
         saved.conf = threshold if known else min(threshold, HIGHEST_GUESS)
         saved.record = {**saved.record, "base": base.name, "project": self.project.key}

@@ -106,7 +106,7 @@ def fine_tune(
 
     def evaluate(epoch: int, mean_loss: float) -> float:
         begun = time.monotonic()
-        ap = coco_ap(val, predict_dataset(Detector(model, device), val)).ap
+        ap = coco_ap(val, predict_dataset(Detector(model, device, runtime="torch"), val)).ap
         schedule.closing_seconds = time.monotonic() - begun
         if on_epoch is not None:
             on_epoch(epoch, mean_loss, ap)

@@ -366,7 +366,7 @@ class _Run:
         if not self.writes:
             return
         if over and self.val.images and self.best_detections is None:  # the best is of before a resume
-            self.best_detections = predict_dataset(Detector(self.best, device=self.device), self.val)
+            self.best_detections = predict_dataset(Detector(self.best, self.device, runtime="torch"), self.val)
         shown = ", ".join(self.train.names[:4]) + (", ..." if len(self.train.names) > 4 else "")
         write_html(
             self.out_dir / "report.html",

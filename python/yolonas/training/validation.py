@@ -40,7 +40,7 @@ class Validation:
         if not self.val.images:
             return None
         own = LabelledImages(self.val.names, distributed.share(self.val.images))
-        detector = Detector(model, device=self.network.device)
+        detector = Detector(model, self.network.device, runtime="torch")  # no export of each epoch's weights
         self.detections = distributed.gather(predict_dataset(detector, own) if own.images else [])
         return coco_ap(self.val, self.detections)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolonas.errors import OptionError, YolonasError
+from yolonas.errors import OptionError
 from yolonas.exported import SUFFIXES, Manifest
 from yolonas.inference.runtimes import Canvases, Decoding, Runtime
 
@@ -56,16 +56,18 @@ class Choice:
         opened = {self.current.name: self.current}
         for name in others:
             try:
-                opened[name] = self._open(name)
-            except YolonasError as error:  # such as a cache that cannot be written: the job goes on without
-                log.info("runtime %s is left out: %s", name, error)
+                runtime = self._open(name)
+                runtime.detect(canvases[:1], decoding)  # makes plans and takes memory, so it is not timed
+            except Exception as error:  # a cache that cannot be written, or whatever an exporter raises
+                log.warning("runtime %s is left out: %s", name, error)
+            else:
+                opened[name] = runtime
         self.milliseconds = dict.fromkeys(opened, float("inf"))
-        for round_ in range(ROUNDS + 1):
+        for _ in range(ROUNDS):
             for name, runtime in opened.items():
                 start = time.perf_counter()
                 runtime.detect(canvases[:1], decoding)
-                if round_:  # the first makes plans and takes memory
-                    self.milliseconds[name] = min(self.milliseconds[name], 1e3 * (time.perf_counter() - start))
+                self.milliseconds[name] = min(self.milliseconds[name], 1e3 * (time.perf_counter() - start))
         self.current = opened[min(opened, key=self.milliseconds.__getitem__)]
         log.info("%s", self.report())
 

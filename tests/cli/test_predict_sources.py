@@ -158,6 +158,7 @@ def test_tracks_reach_every_output(weights: Path, tmp_path: Path) -> None:
 
 def test_images_in_a_row_are_one_sequence() -> None:
     assert (Tracking(0.4).high, Tracking(0.4).low, Tracking(0.05).low) == (0.4, 0.1, 0.05)
+    assert Tracking(0.4, lowest=0.25).low == 0.25  # of a file with its NMS inside
 
 
 def test_classes_and_agnostic_nms(weights: Path, tmp_path: Path) -> None:

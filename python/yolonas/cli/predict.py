@@ -180,7 +180,7 @@ def class_numbers(classes: Sequence[str], names: Sequence[str]) -> list[int] | N
 class Tracking:
     """A tracker for each video; images that are none of a video are one sequence."""
 
-    def __init__(self, conf: float, lowest: float) -> None:
+    def __init__(self, conf: float, lowest: float = 0.0) -> None:
         self.high, self.low = conf, max(min(0.1, conf), lowest)
         self._video: str | None = None
         self._tracker: Tracker | None = None

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from labelstudio_backend.gate import judge
 from labelstudio_backend.registry import CHECKPOINT, Version, load_checkpoint
 from labelstudio_backend.settings import Settings
-from yolonas.errors import YolonasError
 
 if TYPE_CHECKING:
     from yolonas.checkpoint import Checkpoint
@@ -63,11 +64,18 @@ def runtime_of(settings: Settings) -> str:
     return next(usable, "torch")
 
 
-def ways(weights: Path, folder: Path, calibration: Sequence[Path], settings: Settings) -> tuple[list[Way], list[str]]:
+def ways(
+    weights: Path,
+    folder: Path,
+    calibration: Sequence[Path],
+    settings: Settings,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[list[Way], list[str]]:
     """How trained weights can be served: what was asked for first, the float weights in PyTorch last.
 
     Also a sentence for each way that was asked for and cannot be had; nothing is raised for it. Files are written into
-    `folder`. calibration: images of the training part, on which INT8 is calibrated and the export checked.
+    `folder`. calibration: images of the training part, on which INT8 is calibrated and the export checked. check:
+    called before each file, and may raise to stop.
     """
     from yolonas import checkpoint
 
@@ -79,6 +87,7 @@ def ways(weights: Path, folder: Path, calibration: Sequence[Path], settings: Set
         return found, remarks
     loaded = checkpoint.load(weights)
     for precision in ("fp32", "int8") if settings.precision == "int8" else ("fp32",):
+        check()
         file = folder / ("model.onnx" if precision == "fp32" else "model.int8.onnx")
         try:
             _write(loaded, file, precision, calibration)
@@ -144,12 +153,16 @@ def load(version: Version, settings: Settings) -> Detector:
 
     own = version.record.get("serving", {})
     exported = own.get("file", CHECKPOINT) != CHECKPOINT
-    failed = not exported and own.get("remarks")  # at its training: exporting it now would fail again, after a while
-    runtime = own["runtime"] if exported and settings.runtime == "auto" else runtime_of(settings)
-    if runtime != "torch" and not failed:
+    runtime = runtime_of(settings)
+    judged = exported and (settings.runtime == "auto" or own["precision"] == "int8")  # INT8 differs between runtimes
+    if judged and runtime != "torch":
+        runtime = own["runtime"]
+    if runtime != "torch":
         try:
             source = version.path / own["file"] if exported else load_checkpoint(version)
-            return Detector(source, device=settings.device, runtime=runtime)
-        except (YolonasError, ValueError) as error:
+            detector = Detector(source, device=settings.device, runtime=runtime)
+            detector.predict_batch([np.zeros((64, 64, 3), np.uint8)])
+            return detector
+        except Exception as error:  # whatever an exporter or a runtime raises: the weights are there, and serve
             log.warning("%s is served from its float weights by PyTorch: %s", version.name, error)
     return Detector(load_checkpoint(version), device=settings.device, runtime="torch")

@@ -287,7 +287,8 @@ class _Training:
         self._report(TRAINED, "making the file that serves")
         folder = self.folder / "serving"
         folder.mkdir(exist_ok=True)
-        found, remarks = serving.ways(artefact, folder, [image.path for image in data.train.images], self.settings)
+        paths = [image.path for image in data.train.images]
+        found, remarks = serving.ways(artefact, folder, paths, self.settings, self._continue)
         return found, remarks
 
     def _gate(

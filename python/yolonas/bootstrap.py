@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -50,11 +51,13 @@ def ap_difference(
     for _ in range(resamples if count else 0):
         weights = np.bincount(rng.integers(count, size=count), minlength=count)
         drawn.append(ours(weights) - theirs(weights))
+    drawn = [difference for difference in drawn if not math.isnan(difference)]  # of those that drew an object
     once = np.ones(count, dtype=np.int64)
     value = ours(once) - theirs(once)
+    value = 0.0 if math.isnan(value) else value
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail]).tolist() if drawn else (value, value)
-    return Difference(value, low, high, resamples)
+    return Difference(value, low, high, len(drawn))
 
 
 class _Class(NamedTuple):
@@ -81,7 +84,6 @@ class WeighedAP:
 
     @staticmethod
     def _collect(entries: list[dict[str, npt.NDArray[np.float64]]], position: dict[int, int], images: int) -> _Class:
-        entries = sorted(entries, key=lambda entry: position[int(entry["image_id"])])
         scores = np.concatenate([entry["dtScores"] for entry in entries])
         order = np.argsort(-scores, kind="mergesort")  # pycocotools' own, which settles equal scores
         places = np.concatenate([np.full(len(e["dtScores"]), position[int(e["image_id"])]) for e in entries])
@@ -93,9 +95,9 @@ class WeighedAP:
         return _Class(places[order].astype(np.int64), taken & ~aside, ~taken & ~aside, objects)
 
     def __call__(self, weights: npt.NDArray[np.int64]) -> float:
-        """COCO's AP; weights: whole numbers [images]. 0 where no object is left."""
+        """COCO's AP; weights: whole numbers [images]. NaN where no object is left."""
         found = [self._class_ap(one, weights) for one in self._classes if one.objects @ weights]
-        return float(np.mean(found)) if found else 0.0
+        return float(np.mean(found)) if found else math.nan
 
     def _class_ap(self, one: _Class, weights: npt.NDArray[np.int64]) -> float:
         weight = weights[one.image]

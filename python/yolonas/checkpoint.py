@@ -78,6 +78,8 @@ def load(
     if not path.is_file():
         state = "is a folder" if path.is_dir() else "does not exist"
         raise CheckpointError(f"{path} {state}: give the path of a checkpoint file")
+    if path.suffix.lower() in (".xml", ".pt2"):
+        raise CheckpointError(f"{path} is an exported network, which only predicts: give the checkpoint it was made of")
     try:
         contents = _read(path, preprocessing)
         return _checkpoint(contents, class_names, num_classes, variant)

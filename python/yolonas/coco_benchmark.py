@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolonas.benchmark import Contender, Machine, measure, opened, this_machine
+from yolonas.benchmark import CALIBRATION_IMAGES, Contender, Machine, measure, opened, this_machine
 from yolonas.errors import DataError, WeightsError, YolonasError
 from yolonas.inference.detections import Detections
 from yolonas.training.charts import number
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from yolonas.inference.detector import Detector
 
 CONF, IOU, MAX_DET = 0.01, 0.7, 300
-CALIBRATION_IMAGES = 300
 VARIANTS = ("s", "m", "l")
 # YOLONAS.md of super-gradients: AP, and ms on an NVIDIA T4 (TensorRT, FP16 and INT8, batch 1).
 PUBLISHED_AP = {("s", "fp32"): 47.5, ("m", "fp32"): 51.55, ("l", "fp32"): 52.22} | {

@@ -256,7 +256,8 @@ def _require_packages(target: Format, int8: bool = False) -> None:
     names = {"onnx": "ONNX", "openvino": "OpenVINO"}
     packages = ["onnx", "onnxscript", "onnxruntime" if target == "onnx" else "openvino"]
     for package in packages + (["nncf"] if int8 else []):
-        require(package, "openvino" if package in ("openvino", "nncf") else "onnx", f"an export to {names[target]}")
+        extra = {"openvino": "openvino", "nncf": "quantize"}.get(package, "onnx")
+        require(package, extra, f"an export to {names[target]}")
 
 
 @contextlib.contextmanager

@@ -13,11 +13,13 @@ import numpy.typing as npt
 import torch
 
 from yolonas.data import samples
+from yolonas.errors import DataError
 from yolonas.exported import INPUT_NAME, OUTPUT_NAMES, Manifest, read_manifest
 from yolonas.extras import require
 from yolonas.inference.letterbox import letterbox
-from yolonas.inference.runtimes import STRIDES, Decoding, Found, decode
+from yolonas.inference.runtimes import Decoding, Found, decode
 from yolonas.model import Preprocessing, YoloNAS
+from yolonas.model.config import STRIDES
 
 Array = npt.NDArray[np.float32]
 
@@ -87,6 +89,8 @@ def canvases(preprocessing: Preprocessing, source: Any = None) -> npt.NDArray[np
         pictures = [samples.draw(np.random.default_rng([0, i]), 480, 640)[0] for i in range(SAMPLES)]
     else:
         pictures = [read_image(item) for item in itertools.islice(iter_sources(source), MOST_IMAGES)]
+    if not pictures:
+        raise DataError("there is no image to compare the file and the model on")
     boards = [letterbox(picture, preprocessing)[0].transpose(2, 0, 1) for picture in pictures]
     return np.ascontiguousarray(np.stack(boards))
 
@@ -174,11 +178,12 @@ def detections(outputs: list[Any], output: str) -> list[Found]:
 def _session(file: Path) -> Any:
     """A function images -> outputs, as the file names them in our order."""
     names = OUTPUT_NAMES[read_manifest(file).output]
-    if file.suffix == ".onnx":
+    suffix = file.suffix.lower()
+    if suffix == ".onnx":
         runtime = require("onnxruntime", "onnx", "the check of an exported ONNX file")
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         return lambda images: session.run(list(names), {INPUT_NAME: images})
-    if file.suffix == ".xml":
+    if suffix == ".xml":
         runtime = require("openvino", "openvino", "the check of an exported OpenVINO file")
         core = runtime.Core()
         compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -25,6 +25,7 @@ from yolonas.exported import INPUT_NAME, METADATA_KEY, Manifest
 from yolonas.extras import require
 from yolonas.inference.letterbox import letterbox
 from yolonas.inference.sources import read_image
+from yolonas.tracing import SCOPES_KEY
 
 CALIBRATION_IMAGES = 300  # NNCF's own default
 # What stays in floating point, by module name. "heads-float" is the reference's skip list (super-gradients' pull
@@ -37,7 +38,6 @@ PRESETS: dict[str, tuple[str, ...]] = {
         for part in ("cls_convs", "reg_convs", "cls_pred", "reg_pred")
     ),
 }
-SCOPES_KEY = "pkg.torch.onnx.name_scopes"  # of a node's metadata: the modules it comes from, outermost first
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 SUFFIXES = (".onnx", ".xml")
 
@@ -79,7 +79,7 @@ class Quantizer:
         count: int = CALIBRATION_IMAGES,
         progress: bool = False,
     ) -> None:
-        onnx = require("onnx", "onnx", "quantization")
+        onnx = require("onnx", "quantize", "quantization")
         self._nncf = require("nncf", "quantize", "quantization")
         self.progress = progress
         self.canvases = calibration_canvases(checkpoint, images, count)
@@ -139,13 +139,16 @@ class Quantizer:
         nncf = self._nncf
         nncf.set_log_level(logging.ERROR)
         with quiet():  # of NNCF's own bars and of its warnings on ONNX opsets
-            return nncf.quantize(
-                self._model,
-                nncf.Dataset(_Passes(self.canvases, self.progress)),
-                preset=nncf.QuantizationPreset.PERFORMANCE,  # symmetric: as fast, and no zero points
-                subset_size=len(self.canvases),
-                ignored_scope=nncf.IgnoredScope(names=[self._nodes[layer] for layer in float_layers]),
-            )
+            try:
+                return nncf.quantize(
+                    self._model,
+                    nncf.Dataset(_Passes(self.canvases, self.progress)),
+                    preset=nncf.QuantizationPreset.PERFORMANCE,  # symmetric: as fast, and no zero points
+                    subset_size=len(self.canvases),
+                    ignored_scope=nncf.IgnoredScope(names=[self._nodes[layer] for layer in float_layers]),
+                )
+            except Exception as error:  # its classes share no base
+                raise ExportError(f"NNCF cannot quantize this network: {error}") from error
 
 
 class _Passes:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from yolonas.bootstrap import Difference, ap_difference
 from yolonas.data.labelled import LabelledImages
+from yolonas.errors import DataError
 from yolonas.evaluation import Metrics, coco_ap, predict_dataset
 from yolonas.exported import read_manifest
 from yolonas.inference.detections import Detections
@@ -60,27 +61,35 @@ def select(
     max_drop: float,
     preset: str = "full",
     tensorrt: bool = False,
+    first: Measured | None = None,
     on_try: Callable[[Measured], None] | None = None,
 ) -> Measured:
     """Quantize to `path` with the fewest layers in float, or nearly, for which AP drops by at most `max_drop` points.
 
     Layers leave INT8 by their sensitivity, the most sensitive first; how many must is found by doubling and then
     halving, each time quantizing anew and measuring. The drop counts at the lower end of its bootstrap interval: a
-    drop that might be larger than asked is not accepted. With every layer in float nothing drops, so there is always
-    an answer, if not always a fast one.
+    drop that might be larger than asked is not accepted. `first` is the file with no layer in float, where it has been
+    measured. Raises DataError where even all layers in float do not help: what remains are sums, products and
+    concatenations, and the chance in the images.
     """
     already = quantizer.matching(PRESETS[preset])
     order = [layer for layer, _ in sorted(sensitivity.items(), key=lambda item: -item[1]) if layer not in already]
-    tried: dict[int, Measured] = {}
+    tried: dict[int, Measured] = {} if first is None else {0: first}
 
     def holds(count: int) -> bool:
-        quantizer.write(path, preset=preset, float_layers=order[:count], tensorrt=tensorrt)
-        tried[count] = judge.measure(f"{count} layers in float", path)
-        if on_try is not None:
-            on_try(tried[count])
+        if count not in tried:
+            quantizer.write(path, preset=preset, float_layers=order[:count], tensorrt=tensorrt)
+            tried[count] = judge.measure(f"{count} layers in float", path)
+            if on_try is not None:
+                on_try(tried[count])
         return tried[count].holds(max_drop)
 
     count = fewest(len(order), holds)
+    if not tried[count].holds(max_drop):
+        raise DataError(
+            f"AP may drop by more than {max_drop:g} points even with all {count} layers in float: allow a larger drop, "
+            f"or judge on more than {len(judge.data)} validation images"
+        )
     if list(tried)[-1] != count:  # the file is that of the last try
         quantizer.write(path, preset=preset, float_layers=order[:count], tensorrt=tensorrt)
     return tried[count]

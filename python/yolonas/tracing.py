@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
+import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -127,6 +128,19 @@ def _dynamic_shapes(manifest: Manifest) -> tuple[dict[int, Any]] | None:
 def quiet() -> Iterator[None]:
     """Without the exporter's progress, warnings and log lines, which tell the user nothing to do."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), contextlib.redirect_stdout(cast(IO[str], _Mute(sys.stdout))):
         warnings.simplefilter("ignore")
         yield
+
+
+class _Mute:
+    """Standard output without what this thread writes: others go on printing meanwhile."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self._thread = stream, threading.get_ident()
+
+    def write(self, text: str) -> int:
+        return len(text) if threading.get_ident() == self._thread else int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

@@ -150,6 +150,9 @@ def benchmark(
         say=lambda line: click.echo(line, err=True),
     )
     notes = [f"AP on {len(labelled)} images of {data}."] if labelled else []
+    judged = {image.path for image in labelled.images} if labelled else set()
+    if "int8" in {row.precision for row in rows} and not judged.isdisjoint(calibration or paths):
+        notes.append("INT8 was calibrated on images that its AP is of.")
     notes.append(f"Timed on {len(images)} images of {source or data}." if paths else "Timed on drawn images.")
     text = markdown(rows, left, notes)
     click.echo(text)

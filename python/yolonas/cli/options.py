@@ -66,7 +66,7 @@ precision = click.option(
     type=click.Choice(PRECISIONS),
     default="auto",
     show_default=True,
-    help="Of its arithmetic; auto is an exported file's own, else fp16 on a GPU and fp32 on a CPU.",
+    help="Of its arithmetic; auto is an exported file's own, else fp32.",
 )
 imgsz = click.option(
     "--imgsz",

@@ -100,6 +100,7 @@ def predict(
     from tqdm import tqdm
 
     from yolonas.inference.detector import Detector
+    from yolonas.inference.outputs import close_all
     from yolonas.inference.sources import list_sources
     from yolonas.inference.video import Video
 
@@ -140,7 +141,7 @@ def predict(
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            written = [output.close() for output in outputs]
+            written = close_all(outputs)
     for line in written:
         click.echo(line)
     if unreadable:
@@ -181,7 +182,7 @@ class Tracking:
     """A tracker for each video; images that are none of a video are one sequence."""
 
     def __init__(self, conf: float, lowest: float = 0.0) -> None:
-        self.high, self.low = conf, max(min(0.1, conf), lowest)
+        self.high, self.low = conf, min(conf, max(0.1, lowest))  # one that is too low is refused where images are read
         self._video: str | None = None
         self._tracker: Tracker | None = None
 

@@ -99,7 +99,9 @@ def quantize(
 
     out = out or Path(f"{Path(weights).stem}_int8.onnx")
     for needed in ("openvino", "nncf"):
-        require(needed, "openvino", "yolonas quantize")
+        require(needed, "quantize", "yolonas quantize")
+    if tensorrt:
+        require("onnxruntime", "onnx", "measuring a file for TensorRT")
     for name, value in (("--epochs", epochs), ("--minutes", minutes), ("--batch", batch)):
         if value is not None and not qat:
             raise click.UsageError(f"{name} is an option of --qat: give both or neither")
@@ -111,8 +113,10 @@ def quantize(
         raise click.UsageError(f"--tensorrt makes an ONNX file: let --out end in .onnx, not {out.suffix or out.name}")
     if report is not None and report.suffix.lower() not in REPORTS:
         raise click.UsageError(f"--report must end in {', '.join(REPORTS)}, not {report.name}")
+    if not out.parent.is_dir():
+        raise DataError(f"{out} cannot be written, as the folder {out.parent} does not exist: make it first")
     checkpoint = _checkpoint(weights, imgsz)
-    training, validation = read_parts(data, val, seed, labels_for="--max-drop" if max_drop else "--qat" if qat else "")
+    training, validation = read_parts(data, val, seed, labels_for=needs_labels(max_drop, qat, report))
     run = _Run(checkpoint, training, validation, out, preset, calibration, tensorrt)
     try:
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
@@ -156,6 +160,7 @@ class _Run:
         self.out, self.preset, self.calibration, self.tensorrt = out, preset, calibration, tensorrt
         self.quantizer = self._quantizer(checkpoint)
         self._sensitivity: dict[str, float] = {}
+        self._remarks: list[str] = []
 
     def _quantizer(self, checkpoint: Checkpoint) -> Quantizer:
         from yolonas.quantization import Quantizer
@@ -166,7 +171,7 @@ class _Run:
     def forms(
         self, folder: Path, max_drop: float | None, qat: bool, changes: dict[str, Any], seed: int, device: Any
     ) -> list[Measured]:
-        """Float, quantized, trained on and selective, as far as they are asked for; the last one is at `out`."""
+        """Float, quantized, trained on and selective, as far as they are asked for; what is chosen is put at `out`."""
         from yolonas.quantization_search import Judge, select
 
         if not self.validation.objects:
@@ -179,12 +184,12 @@ class _Run:
         found = [judge.measure("float", base)]
 
         def add(name: str) -> Measured:
-            self.quantizer.write(self.out, preset=self.preset, tensorrt=self.tensorrt)
-            one = judge.measure(name, self.out)
-            found.append(dataclasses.replace(one, path=_copy(self.out, folder / f"{len(found)}{suffix}")))
-            return one
+            path = folder / f"{len(found)}{suffix}"
+            self.quantizer.write(path, preset=self.preset, tensorrt=self.tensorrt)
+            found.append(judge.measure(name, path))
+            return found[-1]
 
-        last = add(f"INT8, {self.preset}")
+        best = add(f"INT8, {self.preset}")
         if qat:
             from yolonas.training.qat import fine_tune
 
@@ -193,26 +198,37 @@ class _Run:
                 self.training,
                 self.validation,
                 canvases=self.quantizer.canvases,
-                float_layers=last.float_layers,
+                float_layers=best.float_layers,
                 seed=seed,
                 device=device,
                 progress=True,
                 **changes,
             )
+            untrained = self.checkpoint, self.quantizer
             self.checkpoint, self.quantizer = tuned, self._quantizer(tuned)
-            last = add("INT8, trained on")
-        if max_drop is not None and not last.holds(max_drop):
-            chosen = select(
+            trained = add("INT8, trained on")
+            if trained.metrics.ap >= best.metrics.ap:
+                best = trained
+            else:
+                self.checkpoint, self.quantizer = untrained
+                self._remarks.append("Training on made it no better, so the file is the one without.")
+        if max_drop is not None and not best.holds(max_drop):
+            best = select(
                 self.quantizer,
                 judge,
-                self.out,
+                folder / f"selective{suffix}",
                 self.sensitivity(),
                 max_drop=max_drop,
                 preset=self.preset,
                 tensorrt=self.tensorrt,
+                first=best,
                 on_try=_tell,
             )
-            found.append(dataclasses.replace(chosen, name="INT8, selective"))
+            best = dataclasses.replace(best, name="INT8, selective")
+            found.append(best)
+        if qat or best.name == "INT8, selective":
+            self._remarks.append("The file was chosen by these images, so its figures are optimistic: judge on others.")
+        _place(best.path, folder / self.out.name, self.out)
         return found
 
     def rows(self, found: Sequence[Measured]) -> list[Row]:
@@ -228,9 +244,10 @@ class _Run:
 
         if not self._sensitivity:
             with tqdm(total=len(self.quantizer.layers), desc="sensitivity", unit="layer", leave=False) as bar:
+                canvases = self.quantizer.canvases
                 self._sensitivity = sensitivity(
                     self.checkpoint.model.fused(),
-                    self.quantizer.canvases[:SENSITIVITY_IMAGES],
+                    canvases[:: max(len(canvases) // SENSITIVITY_IMAGES, 1)][:SENSITIVITY_IMAGES],
                     on_layer=bar.update,
                 )
         return self._sensitivity
@@ -247,17 +264,22 @@ class _Run:
             )
         else:
             notes.append("Nothing was measured, as there are no labelled validation images: give them with --val.")
-        if self.out.suffix.lower() == ".onnx":
+        notes += self._remarks
+        if self.tensorrt:
             height, width = self.checkpoint.model.preprocessing.image_size
             shape = f"images:1x3x{height}x{width}"
-            signed = "" if self.tensorrt else " (from a file made with --tensorrt: this one has uint8 activations)"
             notes.append(
-                f"TensorRT, not run here{signed}: trtexec --onnx={self.out} --saveEngine={self.out.stem}.engine "
+                f"TensorRT, not run here: trtexec --onnx={self.out} --saveEngine={self.out.stem}.engine "
                 f"--stronglyTyped --minShapes={shape} --optShapes={shape} --maxShapes={shape}"
             )
         if self.checkpoint.license:
             notes.append(f"Licence of the weights, and so of the file: {self.checkpoint.license}")
         return notes
+
+
+def needs_labels(max_drop: float | None, qat: bool, report: Path | None) -> str:
+    """The option that cannot do without labelled validation images; empty for none."""
+    return "--max-drop" if max_drop else "--qat" if qat else "--report" if report else ""
 
 
 def read_parts(
@@ -301,19 +323,19 @@ def _checkpoint(weights: str, imgsz: tuple[int, int] | None) -> Checkpoint:
         raise CheckpointError(f"{weights} is an exported network: quantize the checkpoint that it was exported from")
     loaded = checkpoint.load(resolve(weights))
     if imgsz is not None:
-        own = loaded.model.preprocessing
-        resize_to = round(own.resize_to * max(imgsz) / max(own.image_size))
-        loaded.model.preprocessing = dataclasses.replace(own, image_size=imgsz, resize_to=resize_to)
+        loaded.model.preprocessing = loaded.model.preprocessing.on_canvas(imgsz)
     return loaded
 
 
-def _copy(path: Path, to: Path) -> Path:
-    """A copy of an exported network, with the weights that an .xml has beside it."""
+def _place(path: Path, copy: Path, out: Path) -> None:
+    """Put a copy of an exported network at `out`, with the weights that an .xml has beside it, those first.
+
+    It is made as `copy`, on the same file system, and renamed.
+    """
     import shutil
 
-    if path.suffix.lower() == ".xml":
-        shutil.copy(path.with_suffix(".bin"), to.with_suffix(".bin"))
-    return Path(shutil.copy(path, to))
+    for suffix in (".bin", out.suffix) if out.suffix.lower() == ".xml" else (out.suffix,):
+        Path(shutil.copy(path.with_suffix(suffix), copy.with_suffix(suffix))).replace(out.with_suffix(suffix))
 
 
 def _tell(tried: Measured) -> None:

@@ -34,7 +34,7 @@ class Detector:
     """A YOLO-NAS ready to predict. Safe to call from several threads; needs no torch for an exported file.
 
     weights: a checkpoint file, the name of published weights, a loaded `Checkpoint`, a `YoloNAS`, or a file of `yolonas
-    export` or `yolonas quantize` (.onnx, .xml, .pt2).
+    export` or `yolonas quantize` (.onnx, .xml, raw .pt2).
     device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", "1"; a GPU is for runtime "torch".
     runtime: "torch"; "onnxruntime" or "openvino", for which a checkpoint is exported once (see
     `runtimes.cache.exported`); or "auto": torch for a checkpoint, OpenVINO or else ONNX Runtime for an .onnx file, and
@@ -293,7 +293,7 @@ class Detector:
             return own
         if fixed is not None and size != tuple(fixed):
             raise OptionError(f"imgsz {imgsz} is not {fixed}, to which this file is bound: export it with --dynamic")
-        return own.on_canvas(size)
+        return own.on_canvas(size if imgsz is None else imgsz)
 
 
 class _Prepared(NamedTuple):
@@ -306,7 +306,9 @@ class _Prepared(NamedTuple):
 
 def _count(source: Any) -> int:
     """About how many images a source has; 0 where that is not known without going through it."""
-    if isinstance(source, (list, tuple)) or hasattr(source, "__array__"):
+    if hasattr(source, "__array__"):
+        return len(source) if getattr(source, "ndim", 3) == 4 else 1
+    if isinstance(source, (list, tuple)):
         return len(source)
     if isinstance(source, (str, Path)) and os.path.isdir(source):
         return len(os.listdir(source))

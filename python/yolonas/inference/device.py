@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from yolonas.errors import OptionError
+
 
 def resolve_device(device: str | int | torch.device = "auto") -> torch.device:
     """ "auto" (CUDA where there is a device, else the CPU), "cpu", "cuda", "cuda:1" or a CUDA number such as "1".
 
-    Raises ValueError for another name, and for a CUDA device that this machine does not have.
+    Raises OptionError, a ValueError, for another name, and for a CUDA device that this machine does not have.
     """
     name = str(device).strip().lower()
     if name == "auto":
@@ -20,9 +22,9 @@ def resolve_device(device: str | int | torch.device = "auto") -> torch.device:
     except RuntimeError:
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {str(device)!r} is not known: use auto, cpu, cuda, or cuda:0 and so on")
+        raise OptionError(f"device {str(device)!r} is not known: use auto, cpu, cuda, or cuda:0 and so on")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         has = f"{count} CUDA device{'s' if count > 1 else ''}" if count else "no CUDA device that PyTorch can use"
-        raise ValueError(f"device {str(device)!r} does not exist: this machine has {has}")
+        raise OptionError(f"device {str(device)!r} does not exist: this machine has {has}")
     return found

@@ -81,13 +81,15 @@ def _open(url: str, deadline: float) -> Any:
     name = without_password(url)
     try:
         parts = urlsplit(url)
+        plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         headers = {"User-Agent": "yolonas", "Accept": "*/*"}  # some servers refuse Python's own name
+        request = urllib.request.Request(plain, headers=headers)
         if parts.username is not None:
             login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            headers["Authorization"] = "Basic " + base64.b64encode(login.encode()).decode()
-        plain = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+            encoded = base64.b64encode(login.encode()).decode()
+            request.add_unredirected_header("Authorization", f"Basic {encoded}")  # not for whom it redirects to
         timeout = max(0.1, min(SECONDS / 3, deadline - time.monotonic()))
-        return urllib.request.urlopen(urllib.request.Request(plain, headers=headers), timeout=timeout)
+        return urllib.request.urlopen(request, timeout=timeout)
     except urllib.error.HTTPError as error:
         raise DataError(f"{name} cannot be downloaded: the server answers {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -35,6 +35,20 @@ class Output(Protocol):
         """Finish the files, and say where they are."""
 
 
+def close_all(outputs: Sequence[Output]) -> list[str]:
+    """Close every output, also where one before it cannot be; what they say. Raises the first DataError at the end."""
+    said: list[str] = []
+    broken: list[DataError] = []
+    for output in outputs:
+        try:
+            said.append(output.close())
+        except DataError as error:
+            broken.append(error)
+    if broken:
+        raise broken[0]
+    return said
+
+
 class Names:
     """What the files of each source are called, below the output folder.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
@@ -185,13 +187,13 @@ def list_sources(source: Any) -> Iterator[Source | Video]:
 
 def _from_path(source: str | Path) -> list[Path | ImageUrl | Video]:
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, it raises nothing for a name that is too long
         found, what = list(path.iterdir()), f"the folder {path}"
     elif _is_many(source):
         found, what = [Path(match) for match in glob.glob(str(source), recursive=True)], f"the pattern {source}"
     elif isinstance(source, str) and "://" in source:
         return [_from_address(source)]
-    elif isinstance(source, str) and source.isdecimal() and not path.exists():
+    elif isinstance(source, str) and source.isdecimal() and not os.path.exists(path):
         return [Video(int(source), live=True)]
     else:  # a file that is missing is reported when it is read, like any unreadable one
         return [Video(path) if _is_video(path) else path]
@@ -199,11 +201,15 @@ def _from_path(source: str | Path) -> list[Path | ImageUrl | Video]:
     if not usable:
         kinds = ", ".join(IMAGE_SUFFIXES + VIDEO_SUFFIXES)
         raise DataError(f"no image matches {what} (looked for {kinds})")
-    videos = [file for file in usable if _is_video(file)]
-    return [*(file for file in usable if file not in set(videos)), *map(Video, videos)]
+    videos = dict.fromkeys(file for file in usable if _is_video(file))
+    return [*(file for file in usable if file not in videos), *map(Video, videos)]
 
 
 def _from_address(url: str) -> ImageUrl | Video:
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise DataError(f"{url} is no web address: {error}") from error
     scheme = url.partition("://")[0].lower()
     if scheme in _STREAM_SCHEMES:
         return Video(url, live=True)
@@ -227,7 +233,7 @@ def _from_address(url: str) -> ImageUrl | Video:
 
 
 def _is_many(source: str | Path) -> bool:
-    return Path(source).is_dir() or _is_pattern(source)
+    return os.path.isdir(source) or _is_pattern(source)
 
 
 def _is_video(file: Path) -> bool:
@@ -245,7 +251,7 @@ def _is_usable(file: Path) -> bool:
 
 
 def _is_pattern(source: str | Path) -> bool:
-    return glob.has_magic(str(source)) and "://" not in str(source) and not Path(source).exists()
+    return glob.has_magic(str(source)) and "://" not in str(source) and not os.path.exists(source)
 
 
 def read_bytes(path: Path, limit: int = -1) -> bytes:

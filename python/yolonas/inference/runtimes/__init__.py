@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from yolonas.model.config import STRIDES
+
 Canvases = npt.NDArray[np.uint8]  # [B, 3, H, W], C-contiguous, channels as the preprocessing says
 
-STRIDES = (8, 16, 32)
+
+def in_parts(canvases: Canvases, size: int | None) -> Iterator[tuple[Canvases, int]]:
+    """Batches of `size` canvases, None: one of all, the last one filled up; with each, how many of it count."""
+    size = size or len(canvases)
+    for start in range(0, len(canvases), size):
+        part = canvases[start : start + size]
+        missing = np.zeros((size - len(part), *part.shape[1:]), dtype=np.uint8)
+        yield (np.concatenate([part, missing]) if len(missing) else part), len(part)
 
 
 class Found(NamedTuple):

@@ -50,11 +50,6 @@ def exported(checkpoint: Checkpoint) -> Path:
     return path
 
 
-def is_exported(checkpoint: Checkpoint) -> bool:
-    """Whether `exported` would only have to look it up."""
-    return (folder() / f"{key(checkpoint)}.onnx").is_file()
-
-
 def folder() -> Path:
     return cache_folder().with_name("exported")
 

@@ -6,11 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from yolonas.exported import Manifest
-from yolonas.inference.runtimes import Canvases, Decoding, Found, decode, split
+from yolonas.inference.runtimes import Canvases, Decoding, Found, decode, in_parts, split
 
 Array = npt.NDArray[np.generic]
-
-BATCH_OUTPUTS = ("num_predictions", "pred_boxes", "pred_scores", "pred_classes")  # super-gradients' names
 
 
 class ExportedRuntime:
@@ -30,13 +28,9 @@ class ExportedRuntime:
         return np.empty((count, 3, height, width), dtype=np.uint8)
 
     def detect(self, canvases: Canvases, decoding: Decoding) -> list[Found]:
-        size = self.manifest.batch or len(canvases)
         found: list[Found] = []
-        for start in range(0, len(canvases), size):
-            part = canvases[start : start + size]
-            missing = np.zeros((size - len(part), *part.shape[1:]), dtype=np.uint8)
-            images = self._input(np.concatenate([part, missing]) if len(missing) else part)
-            found += self.found(self.infer(images), size, decoding)[: len(part)]
+        for part, count in in_parts(canvases, self.manifest.batch):
+            found += self.found(self.infer(self._input(part)), len(part), decoding)[:count]
         return found
 
     def maps(self, canvases: Canvases) -> list[Array]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from yolonas.errors import CheckpointError
-from yolonas.exported import INPUT_NAME, RAW_OUTPUT_NAMES, read_manifest
+from yolonas.exported import INPUT_NAME, OUTPUT_NAMES, read_manifest
 from yolonas.extras import require
-from yolonas.inference.runtimes.exported import BATCH_OUTPUTS, Array, ExportedRuntime
+from yolonas.inference.runtimes.exported import Array, ExportedRuntime
 
 
 class OnnxRuntime(ExportedRuntime):
@@ -28,7 +28,7 @@ class OnnxRuntime(ExportedRuntime):
             raise CheckpointError(
                 f"{path} cannot be loaded by ONNX Runtime ({_line(error)}): export it again"
             ) from error
-        self._outputs = {"raw": RAW_OUTPUT_NAMES, "batch": BATCH_OUTPUTS, "flat": None}[self.manifest.output]
+        self._outputs = list(OUTPUT_NAMES[self.manifest.output])
 
     def infer(self, images: Array) -> list[Array]:
         outputs: list[Array] = self._session.run(self._outputs, {INPUT_NAME: images})

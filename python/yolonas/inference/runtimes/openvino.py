@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from yolonas.errors import CheckpointError
-from yolonas.exported import RAW_OUTPUT_NAMES, read_manifest
+from yolonas.exported import OUTPUT_NAMES, read_manifest
 from yolonas.extras import require
-from yolonas.inference.runtimes.exported import BATCH_OUTPUTS, Array, ExportedRuntime
+from yolonas.inference.runtimes.exported import Array, ExportedRuntime
 
 
 class OpenVino(ExportedRuntime):
@@ -35,8 +35,7 @@ class OpenVino(ExportedRuntime):
         except RuntimeError as error:
             line = str(error).strip().rpartition("\n")[2][:200]
             raise CheckpointError(f"{path} cannot be loaded by OpenVINO ({line}): export it again") from error
-        names = {"raw": RAW_OUTPUT_NAMES, "batch": BATCH_OUTPUTS, "flat": None}[self.manifest.output]
-        self._outputs: list[Any] = list(self._compiled.outputs if names is None else map(self._compiled.output, names))
+        self._outputs: list[Any] = [self._compiled.output(name) for name in OUTPUT_NAMES[self.manifest.output]]
 
     def infer(self, images: Array) -> list[Array]:
         request = self._compiled.create_infer_request()  # of this call: its outputs lie in its memory

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from yolonas import ops
 from yolonas.errors import CheckpointError
 from yolonas.exported import read_manifest
-from yolonas.inference.runtimes import STRIDES, Canvases, Decoding, Found, split
-from yolonas.model.config import BIT_DEPTH
+from yolonas.inference.runtimes import Canvases, Decoding, Found, in_parts, split
+from yolonas.model.config import BIT_DEPTH, STRIDES
 
 if TYPE_CHECKING:
     from yolonas.model import YoloNAS
@@ -35,8 +35,16 @@ class TorchRuntime:
 
     name = "torch"
 
-    def __init__(self, network: Network, device: torch.device, precision: str, *, compiled: bool = False) -> None:
-        self._device = device
+    def __init__(
+        self,
+        network: Network,
+        device: torch.device,
+        precision: str,
+        *,
+        compiled: bool = False,
+        batch: int | None = None,  # the only one that the network takes
+    ) -> None:
+        self._device, self._batch = device, batch
         self.device = str(device)
         self.precision = precision
         self._network = cast(Network, torch.compile(network)) if compiled else network
@@ -55,7 +63,10 @@ class TorchRuntime:
         """A raw .pt2 file of `yolonas export`. Raises CheckpointError for one that is damaged, or is not raw."""
         manifest = read_manifest(path)
         if (manifest.output, manifest.input) != ("raw", "uint8"):
-            raise CheckpointError(f"{path} has {manifest.output} outputs of {manifest.input} images: export it without")
+            raise CheckpointError(
+                f"{path} has {manifest.output} outputs and takes {manifest.input} images, which is not run here: "
+                "export it as .pt2 without --nms and --input float, or as .onnx"
+            )
         try:
             program = torch.export.load(path)
         except Exception as error:  # a zip file of torch: whatever it provokes, it is no exported program
@@ -63,7 +74,7 @@ class TorchRuntime:
                 f"{path} is damaged or of another version of torch ({error}): export it again"
             ) from error
         network = program.module()
-        return cls(network.to(device), device, manifest.precision, compiled=compiled)
+        return cls(network.to(device), device, manifest.precision, compiled=compiled, batch=manifest.batch)
 
     def allocate(self, count: int, height: int, width: int) -> Canvases:
         """See `Runtime`; from page-locked memory a CUDA device copies at once."""
@@ -71,6 +82,10 @@ class TorchRuntime:
         return cast(Canvases, torch.empty((count, 3, height, width), dtype=torch.uint8, pin_memory=pinned).numpy())
 
     def detect(self, canvases: Canvases, decoding: Decoding) -> list[Found]:
+        parts = in_parts(canvases, self._batch)
+        return [found for part, count in parts for found in self._detect(part, decoding)[:count]]
+
+    def _detect(self, canvases: Canvases, decoding: Decoding) -> list[Found]:
         images = torch.from_numpy(canvases)
         with self._lock, torch.inference_mode():
             if self._device.type == "cuda":

@@ -188,7 +188,7 @@ def test_bfloat16_when_asked(lively: Checkpoint, detector: Detector, onnx_file: 
         ({"precision": "int4"}, "precision 'int4' is not known: use auto, fp32, fp16, bf16"),
         ({"precision": "fp16", "runtime": "torch"}, "precision 'fp16' is slow on a CPU"),
         ({"precision": "bf16", "runtime": "onnxruntime"}, "precision 'bf16' is not what runtime 'onnxruntime' has"),
-        ({"precision": "fp16", "runtime": "openvino"}, "precision 'fp16' is not what .* use fp32 or bf16"),
+        ({"precision": "fp16", "runtime": "openvino"}, "precision 'fp16' is not what .* use auto, fp32, bf16"),
         ({"device": "cuda", "runtime": "openvino"}, "runtime 'openvino' runs on the CPU here, not on device 'cuda'"),
         ({"threads": 0}, "threads must be a whole number of at least 1, not 0"),
         ({"compile": True, "runtime": "openvino"}, "compile is of runtime 'torch'"),

@@ -102,7 +102,7 @@ def open_runtime(
         raise OptionError(f"runtime {name!r} runs on the CPU here, not on device {str(device)!r}: use torch, or cpu")
     own = (manifest.precision, "fp32", "bf16") if name == "openvino" else (manifest.precision,)
     if precision not in ("auto", *own):
-        fitting = " or ".join(dict.fromkeys(("auto", *(p for p in own if p in PRECISIONS))))
+        fitting = ", ".join(dict.fromkeys(("auto", *(p for p in own if p in PRECISIONS))))
         raise OptionError(f"precision {precision!r} is not what runtime {name!r} has for these weights: use {fitting}")
     if not isinstance(source, Path):
         from yolonas.inference.runtimes.cache import exported

@@ -6,8 +6,8 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,13 +131,15 @@ def predict(
             on_error=report,
         )
         try:
-            with _stopped_by_terminate():
+            with _Stop() as stop, closing(stream):
                 for detections in stream:
                     found = tracking.update(detections) if tracking else detections
                     for output in outputs:
                         output.write(found)
                     tally.add(found)
                     progress.update()
+                    if interrupted := stop.asked:
+                        break
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -251,11 +253,25 @@ def _total(items: Sequence[Item], stride: int) -> int | None:
     return None if None in counts else sum(-(-count // stride) for count in counts if count is not None)
 
 
-@contextmanager
-def _stopped_by_terminate() -> Iterator[None]:
-    """Let SIGTERM, by which services are stopped, end the work as Ctrl-C does, so that files are finished."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+class _Stop:
+    """Ctrl-C, and SIGTERM by which services are stopped: the first one only sets `asked`, a second one interrupts.
+
+    So the image at hand gets into all files or none, and no file is cut within a line.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> _Stop:
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        os.write(2, b"\nStopping after this image; once more stops at once.\n")  # print may be at work below

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -142,7 +142,7 @@ class Detector:
         classes: Sequence[int] | None = None,
         agnostic_nms: bool = False,
         on_error: Callable[[DataError], None] | None = None,
-    ) -> Iterator[Detections]:
+    ) -> Generator[Detections, None, None]:
         """Detections one image after the other, in order; options as in a call.
 
         The next images are read while the network runs, and it runs while the caller works on the results: up to three
@@ -184,7 +184,7 @@ class Detector:
                 for item in prepared
             ]
 
-        def results() -> Iterator[Detections]:
+        def results() -> Generator[Detections, None, None]:
             failed: list[DataError] = []
             report = on_error or failed.append
             size = preprocessing.image_size

@@ -157,7 +157,9 @@ def load(version: Version, settings: Settings) -> Detector:
     judged = exported and (settings.runtime == "auto" or own["precision"] == "int8")  # INT8 differs between runtimes
     if judged and runtime != "torch":
         runtime = own["runtime"]
-    if runtime != "torch":
+    # At its training it could not be exported for this runtime: at each start it would fail again, after a while.
+    failed = not exported and bool(own.get("remarks")) and own.get("asked") == runtime
+    if runtime != "torch" and not failed:
         try:
             source = version.path / own["file"] if exported else load_checkpoint(version)
             detector = Detector(source, device=settings.device, runtime=runtime)

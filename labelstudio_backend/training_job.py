@@ -135,6 +135,7 @@ class _Training:
                 "file": way.file.name,
                 "runtime": way.runtime,
                 "precision": way.precision,
+                "asked": serving.runtime_of(self.settings),
                 "remarks": remarks,
             },
             "seconds": round(time.monotonic() - self.begun, 1),

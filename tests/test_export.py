@@ -19,6 +19,7 @@ from yolonas.checkpoint import Checkpoint
 from yolonas.errors import DataError, ExportError, MissingPackageError
 from yolonas.export import Exported, export, export_raw_onnx
 from yolonas.exported import INPUT_NAME, METADATA_KEY, RAW_OUTPUT_NAMES, Manifest, read_manifest
+from yolonas.extras import openvino_core
 from yolonas.inference.letterbox import letterbox
 from yolonas.inference.runtimes import decode
 from yolonas.inference.sources import write_image
@@ -149,7 +150,6 @@ def test_a_dynamic_file_takes_any_size_and_gives_padded_detections(
 def test_openvino_reads_its_file_with_float_images(
     checkpoint: Checkpoint, flat_openvino: Exported, canvases: Any
 ) -> None:
-    import openvino
 
     manifest = read_manifest(flat_openvino.path)
     assert manifest == flat_openvino.manifest
@@ -160,7 +160,7 @@ def test_openvino_reads_its_file_with_float_images(
     weights = flat_openvino.path.with_suffix(".bin")
     assert flat_openvino.size == flat_openvino.path.stat().st_size + weights.stat().st_size
     assert weights.stat().st_size < 2.2e6  # 1.0 M parameters of 2 bytes
-    core = openvino.Core()
+    core = openvino_core()
     compiled = core.compile_model(core.read_model(flat_openvino.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     images = np.concatenate([canvases[:2], canvases[1:, :, :, :32]], axis=3)
     flat = compiled(images.astype(np.float32) / 255)["flat_predictions"]
@@ -375,9 +375,8 @@ def test_int8_quantizes_with_the_images_of_the_data_set(
     assert exported.parity.images == 3
     assert exported.manifest.precision == read_manifest(exported.path).precision == "int8"
     assert read_manifest(exported.path).record["quantization"] == {"preset": "full"}
-    import openvino
 
-    (image,) = openvino.Core().read_model(exported.path).inputs
+    (image,) = openvino_core().read_model(exported.path).inputs
     assert list(image.shape) == [2, 3, 96, 96]
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from onnx import TensorProto, helper
@@ -17,6 +16,7 @@ from onnx import TensorProto, helper
 from ops_data import head_output
 from yolonas import ops
 from yolonas.exported import OUTPUT_NAMES, RAW_OUTPUT_NAMES
+from yolonas.extras import openvino_core
 from yolonas.onnx_nms import append_nms
 from yolonas.ops import reference
 
@@ -56,7 +56,7 @@ def onnx_runtime(model: onnx.ModelProto, feed: dict[str, Any], names: tuple[str,
 
 
 def open_vino(model: onnx.ModelProto, feed: dict[str, Any], names: tuple[str, ...]) -> list[Any]:
-    core = openvino.Core()
+    core = openvino_core()
     compiled = core.compile_model(
         core.read_model(model.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )

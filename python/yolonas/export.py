@@ -18,7 +18,7 @@ from yolonas.atomic import atomic_file
 from yolonas.checkpoint import Checkpoint
 from yolonas.errors import ExportError
 from yolonas.exported import METADATA_KEY, SUFFIXES, Manifest
-from yolonas.extras import require
+from yolonas.extras import openvino_core, require
 from yolonas.model.config import STRIDES
 from yolonas.onnx_nms import append_nms
 from yolonas.tracing import OPSET, RawNetwork, onnx_graph, quiet, scale_and_shift, torch_program
@@ -228,7 +228,7 @@ def _onnx_bytes(proto: Any, manifest: Manifest) -> bytes:
 
 def _write_openvino(proto: Any, manifest: Manifest, file: Path) -> None:
     openvino = require("openvino", "openvino", "an export to OpenVINO")
-    model = openvino.Core().read_model(proto.SerializeToString())
+    model = openvino_core().read_model(proto.SerializeToString())
     model.set_rt_info(manifest.to_json(), [METADATA_KEY])
     openvino.save_model(model, str(file), compress_to_fp16=manifest.precision == "fp16")
 

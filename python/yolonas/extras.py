@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from types import ModuleType
+from typing import Any
 
 from yolonas.errors import MissingPackageError
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """The one openvino.Core of this process, which is never destroyed.
+
+    Each Core of OpenVINO 2026.4 puts a signal stack of its own into the thread that makes it, and the one from before
+    back when it is destroyed. Of several the last one back is freed memory: the next signal with a handler, such as the
+    SIGCHLD of torch's DataLoader, then kills the process by SIGSEGV.
+    """
+    return require("openvino", "openvino", "runtime 'openvino'").Core()
 
 
 def require(package: str, extra: str, purpose: str) -> ModuleType:

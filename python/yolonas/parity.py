@@ -15,7 +15,7 @@ import torch
 from yolonas.data import samples
 from yolonas.errors import DataError
 from yolonas.exported import INPUT_NAME, OUTPUT_NAMES, Manifest, read_manifest
-from yolonas.extras import require
+from yolonas.extras import openvino_core, require
 from yolonas.inference.letterbox import letterbox
 from yolonas.inference.runtimes import Decoding, Found, decode
 from yolonas.model import Preprocessing, YoloNAS
@@ -184,8 +184,7 @@ def _session(file: Path) -> Any:
         session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
         return lambda images: session.run(list(names), {INPUT_NAME: images})
     if suffix == ".xml":
-        runtime = require("openvino", "openvino", "the check of an exported OpenVINO file")
-        core = runtime.Core()
+        core = openvino_core()
         compiled = core.compile_model(core.read_model(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
         def infer(images: Any) -> list[Any]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from yolonas.atomic import atomic_file
 from yolonas.errors import MissingPackageError
 from yolonas.exported import INPUT_NAME, RAW_OUTPUT_NAMES
-from yolonas.extras import require
+from yolonas.extras import openvino_core, require
 from yolonas.quantization_search import Measured
 
 RUNTIMES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
@@ -88,8 +88,7 @@ def network_call(
         onnxruntime = require("onnxruntime", "onnx", "runtime 'onnxruntime'")
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         return lambda: session.run(RAW_OUTPUT_NAMES, {INPUT_NAME: canvas})
-    openvino = require("openvino", "openvino", "runtime 'openvino'")
-    core = openvino.Core()
+    core = openvino_core()
     model = core.read_model(path)
     model.reshape(list(canvas.shape))
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}

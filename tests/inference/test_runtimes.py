@@ -437,6 +437,25 @@ def test_an_exported_file_needs_no_torch(onnx_file: Path, detector: Detector, tm
     assert len(run.stdout.splitlines()) == 3
 
 
+SIGNALS = """
+import gc, signal, subprocess, sys
+from yolonas import Detector
+signal.signal(signal.SIGCHLD, lambda *_: None)
+for _ in range(3):
+    one, other = (Detector(sys.argv[1], runtime="openvino") for _ in range(2))
+    del one
+    gc.collect()
+    del other
+    gc.collect()
+    subprocess.run([sys.executable, "-c", ""], check=True)
+"""
+
+
+def test_detectors_that_come_and_go_leave_signals_alone(onnx_file: Path) -> None:
+    run = subprocess.run([sys.executable, "-c", SIGNALS, str(onnx_file)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, f"{run.returncode}: {run.stderr}"
+
+
 # Memory
 
 

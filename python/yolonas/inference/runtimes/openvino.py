@@ -7,7 +7,7 @@ from typing import Any
 
 from yolonas.errors import CheckpointError
 from yolonas.exported import OUTPUT_NAMES, read_manifest
-from yolonas.extras import require
+from yolonas.extras import openvino_core
 from yolonas.inference.runtimes.exported import Array, ExportedRuntime
 
 
@@ -22,14 +22,13 @@ class OpenVino(ExportedRuntime):
     name = "openvino"
 
     def __init__(self, path: Path, threads: int | None = None, precision: str = "auto") -> None:
-        openvino = require("openvino", "openvino", "runtime 'openvino'")
         super().__init__(read_manifest(path), threads)
         half = precision == "bf16"
         self.precision: str = "bf16" if half and self.manifest.precision != "int8" else self.manifest.precision
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "bf16" if half else "f32"}
         if threads:
             config["INFERENCE_NUM_THREADS"] = str(threads)
-        core = openvino.Core()
+        core = openvino_core()
         try:
             self._compiled = core.compile_model(core.read_model(path), "CPU", config)
         except RuntimeError as error:

@@ -212,7 +212,7 @@ def benchmark(
     """
     from yolonas import checkpoint
     from yolonas.evaluation import evaluate
-    from yolonas.exported import SUFFIXES
+    from yolonas.exported import SUFFIXES, file_size
 
     machine = this_machine(device)
     rows: list[Row] = []
@@ -254,7 +254,7 @@ def benchmark(
                     threads=threads or machine.cores,
                     image_size=manifest.image_size or manifest.preprocessing.image_size,
                     batch=batch,
-                    megabytes=_size(files[contender]) / 1e6,
+                    megabytes=file_size(files[contender]) / 1e6,
                     ap=None if metrics is None else metrics.ap,
                     ap50=None if metrics is None else metrics.ap50,
                     machine=machine,
@@ -262,13 +262,6 @@ def benchmark(
                 )
             )
     return rows, left
-
-
-def _size(path: Path) -> int:
-    """Bytes of a file, with the weights that lie beside a file of OpenVINO."""
-    weights = path.with_suffix(".bin")
-    beside = weights.stat().st_size if path.suffix.lower() == ".xml" and weights.is_file() else 0
-    return path.stat().st_size + beside
 
 
 class Times(NamedTuple):

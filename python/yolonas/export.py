@@ -21,12 +21,12 @@ from yolonas.exported import METADATA_KEY, SUFFIXES, Manifest
 from yolonas.extras import openvino_core, require
 from yolonas.model.config import STRIDES
 from yolonas.onnx_nms import append_nms
-from yolonas.tracing import OPSET, RawNetwork, onnx_graph, quiet, scale_and_shift, torch_program
+from yolonas.tracing import OPSET, onnx_graph, quiet, torch_program
 
 if TYPE_CHECKING:
     from yolonas.parity import Parity
 
-__all__ = ["Exported", "RawNetwork", "export", "export_raw_onnx", "manifest_of", "quiet", "scale_and_shift"]
+__all__ = ["Exported", "export", "export_raw_onnx", "manifest_of"]
 
 PRE_NMS_TOP_K = 1000
 Format = Literal["onnx", "openvino", "pt2"]

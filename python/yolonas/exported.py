@@ -101,6 +101,13 @@ def find_manifest(path: str | Path) -> Manifest | None:
         raise CheckpointError(f"{path} is damaged or not an exported network ({error}): export it again") from error
 
 
+def file_size(path: Path) -> int:
+    """Bytes of a file, with the weights that lie beside an .xml."""
+    weights = path.with_suffix(".bin")
+    beside = weights.stat().st_size if path.suffix.lower() == ".xml" and weights.is_file() else 0
+    return path.stat().st_size + beside
+
+
 def _onnx_metadata(path: Path) -> str | None:
     """`metadata_props[METADATA_KEY]` of a ModelProto, read without its weights and without the package onnx."""
     with path.open("rb") as stream:

@@ -20,12 +20,12 @@ import numpy.typing as npt
 from yolonas.atomic import atomic_file
 from yolonas.checkpoint import Checkpoint
 from yolonas.errors import DataError, ExportError
-from yolonas.export import export_raw_onnx, quiet
+from yolonas.export import export_raw_onnx
 from yolonas.exported import INPUT_NAME, METADATA_KEY, Manifest
 from yolonas.extras import require
 from yolonas.inference.letterbox import letterbox
 from yolonas.inference.sources import read_image
-from yolonas.tracing import SCOPES_KEY
+from yolonas.tracing import SCOPES_KEY, quiet
 
 CALIBRATION_IMAGES = 300  # NNCF's own default
 # What stays in floating point, by module name. "heads-float" is the reference's skip list (super-gradients' pull

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from yolonas.atomic import atomic_file
 from yolonas.errors import MissingPackageError
-from yolonas.exported import INPUT_NAME, RAW_OUTPUT_NAMES
+from yolonas.exported import INPUT_NAME, RAW_OUTPUT_NAMES, file_size
 from yolonas.extras import openvino_core, require
 from yolonas.quantization_search import Measured
 
@@ -94,12 +94,6 @@ def network_call(
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
     request = core.compile_model(model, "CPU", config).create_infer_request()
     return lambda: request.infer({0: canvas}, share_inputs=True, share_outputs=True)
-
-
-def file_size(path: Path) -> int:
-    """Bytes of an exported network, with the weights that an .xml has beside it."""
-    weights = path.with_suffix(".bin") if path.suffix.lower() == ".xml" else None
-    return path.stat().st_size + (weights.stat().st_size if weights else 0)
 
 
 def markdown(found: Sequence[Row]) -> str:

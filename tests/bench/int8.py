@@ -25,9 +25,10 @@ from yolonas import YoloNAS, checkpoint
 from yolonas.bootstrap import ap_difference
 from yolonas.checkpoint import Checkpoint
 from yolonas.data.readers import read_dataset
+from yolonas.exported import file_size
 from yolonas.fake_quantization import SENSITIVITY_IMAGES, sensitivity
 from yolonas.quantization import Quantizer
-from yolonas.quantization_report import RUNTIMES, file_size, network_call
+from yolonas.quantization_report import RUNTIMES, network_call
 from yolonas.quantization_search import Judge, Measured, select
 from yolonas.training.qat import fine_tune
 from yolonas.weights import resolve

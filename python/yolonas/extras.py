@@ -11,7 +11,6 @@ from typing import Any
 from yolonas.errors import MissingPackageError
 
 
-@functools.cache
 def openvino_core() -> Any:
     """The one openvino.Core of this process, which is never destroyed.
 
@@ -19,7 +18,12 @@ def openvino_core() -> Any:
     back when it is destroyed. Of several the last one back is freed memory: the next signal with a handler, such as the
     SIGCHLD of torch's DataLoader, then kills the process by SIGSEGV.
     """
-    return require("openvino", "openvino", "runtime 'openvino'").Core()
+    return _core(require("openvino", "openvino", "runtime 'openvino'"))
+
+
+@functools.cache
+def _core(openvino: ModuleType) -> Any:
+    return openvino.Core()
 
 
 def require(package: str, extra: str, purpose: str) -> ModuleType:

@@ -338,7 +338,8 @@ def test_the_gate_judges_the_quantized_file_and_that_serves(bench: Bench, monkey
     monkeypatch.setattr(serving.Way, "detector", spy)
     job, version, serves = served_by(bench, runtime="openvino", precision="int8")
     assert opened == [("model.int8.onnx", "openvino", "int8"), ("model.onnx", "openvino", "fp32")]
-    expected = {"file": "model.int8.onnx", "runtime": "openvino", "precision": "int8", "remarks": []}
+    asked = {"runtime": "openvino", "asked": "openvino", "precision": "int8"}
+    expected = {"file": "model.int8.onnx", "remarks": []} | asked
     assert (version.record["serving"], job.record["serving"]) == (expected, expected)
     assert {path.name for path in version.path.iterdir()} == {"record.json", "model.safetensors", "model.int8.onnx"}
     assert (serves.runtime.name, serves.runtime.precision) == ("openvino", "int8")

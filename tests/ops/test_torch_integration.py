@@ -262,8 +262,9 @@ try:
     yolonas.ops.nms
 except ModuleNotFoundError as error:
     print(error)
+yolonas.Detector  # of exported files
 try:
-    yolonas.Detector
+    yolonas.YoloNAS
 except ModuleNotFoundError as error:
     print(error)
 """

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,11 +19,21 @@ from pathlib import Path
 
 import httpx
 
+from yolonas.atomic import atomic_file
 from yolonas.errors import YolonasError
 
 VERSION = "1.23.2"
 INSTALL_PACKAGES = 115  # what pip collects for this version: the denominator of the progress line
-START_SECONDS = 600.0  # a first start migrates the database: 1-3 minutes on a small machine
+START_SECONDS = 600.0
+DATABASE = "label_studio.sqlite3"
+QUIET = {
+    "COLLECT_ANALYTICS": "false",
+    "LATEST_VERSION_CHECK": "false",
+    "SENTRY_DSN": "",
+    "FRONTEND_SENTRY_DSN": "",
+    "FEATURE_FLAGS_OFFLINE": "true",
+    "DJANGO_DB": "sqlite",
+}
 
 # Run as `python -c`: asks Linux to end this process when its parent dies in whatever way, and becomes the command.
 _DIE_WITH_PARENT = (
@@ -79,6 +90,26 @@ def install(report: Callable[[str], None] = lambda line: None) -> Path:
     return program
 
 
+def empty_database() -> Path:
+    """Label Studio's database with all tables and no rows, made once: its migrations take a minute of each first start.
+
+    Raises:
+        YolonasError: it could not be made; the message names the log.
+    """
+    folder = environment_dir()
+    path = folder.with_name(f"{folder.name}-{DATABASE}")
+    with _exclusive(path.with_suffix(".lock")):
+        if not path.exists():
+            with tempfile.TemporaryDirectory(dir=folder.parent) as data_dir:
+                migrate = "from label_studio import server; server._setup_env(); server._apply_database_migrations()"
+                environment = {**os.environ, **QUIET, "LABEL_STUDIO_BASE_DATA_DIR": data_dir}
+                environment.pop("PYTHONPATH", None)
+                log = folder.with_name(folder.name + ".log")
+                _run_logged([str(folder / "bin" / "python"), "-c", migrate], log, lambda line: None, environment)
+                Path(data_dir, DATABASE).replace(path)
+    return path
+
+
 @contextmanager
 def _exclusive(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
@@ -86,9 +117,13 @@ def _exclusive(path: Path) -> Iterator[None]:
         yield
 
 
-def _run_logged(command: list[str], log: Path, on_line: Callable[[str], None]) -> None:
+def _run_logged(
+    command: list[str], log: Path, on_line: Callable[[str], None], environment: Mapping[str, str] | None = None
+) -> None:
     with log.open("a") as out:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -223,6 +258,9 @@ def start(data_dir: Path, port: int, account: Account, *, local_files: Path | No
     """
     program = install()
     data_dir.mkdir(parents=True, exist_ok=True)
+    if not (data_dir / DATABASE).exists():
+        with atomic_file(data_dir / DATABASE) as stream:
+            stream.write(empty_database().read_bytes())
     url = f"http://127.0.0.1:{port}"
     environment = {
         **past_proxies(os.environ),
@@ -237,12 +275,7 @@ def start(data_dir: Path, port: int, account: Account, *, local_files: Path | No
         "LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT": str(local_files.absolute() if local_files else data_dir.absolute()),
         # The backend is on loopback, which the SSRF protection of 1.23.1+ would refuse.
         "USE_DEFAULT_BANNED_SUBNETS": "false",
-        "COLLECT_ANALYTICS": "false",
-        "LATEST_VERSION_CHECK": "false",
-        "SENTRY_DSN": "",
-        "FRONTEND_SENTRY_DSN": "",
-        "FEATURE_FLAGS_OFFLINE": "true",
-        "DJANGO_DB": "sqlite",
+        **QUIET,
     }
     environment.pop("PYTHONPATH", None)
     command = [str(program), "start", "--no-browser", "--internal-host", "127.0.0.1", "-p", str(port)]

@@ -6,8 +6,6 @@ It takes about ten minutes, and four more where Label Studio has to be installed
 from __future__ import annotations
 
 import os
-import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +20,12 @@ from labelstudio_backend import local_label_studio
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.corrections import held_out
 from labelstudio_backend.jobs import Job, Jobs
-from labelstudio_backend.local_label_studio import Account, Process
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.pull import pull_project
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.sample_project import COLOURS, annotate, label_config, regions, upload
 from labelstudio_backend.settings import Settings
+from real_label_studio import Studio, browser, start_backend, wait
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.data.readers import read_dataset
 from yolonas.data.samples import generate
@@ -42,16 +40,13 @@ TRAIN, VAL = 40, 20
 TRAIN_MINUTES = 1.5
 HELD_OUT = 0.25
 SCALE = 2  # pixels of the screenshot for one of the page
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @dataclass
 class Loop:
     """A Label Studio and a backend that run, and what was seen on the way round."""
 
-    url: str
-    account: Account
-    client: LabelStudio
+    studio: Studio
     state_dir: Path
     backend: str
     data: LabelledImages  # TRAIN images, then VAL images
@@ -62,6 +57,14 @@ class Loop:
     ap50: dict[str, float] = field(default_factory=dict)
     jobs: list[Job] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return self.studio.url
+
+    @property
+    def client(self) -> LabelStudio:
+        return self.studio.client
 
     @property
     def registry(self) -> ProjectRegistry:
@@ -85,76 +88,39 @@ def bccd_or_drawn(folder: Path) -> LabelledImages:
     return generate(folder, TRAIN + VAL + 1)
 
 
-def personal_access_token(url: str, account: Account) -> str:
-    """What a person copies from Account & Settings."""
-    with httpx.Client(base_url=url, follow_redirects=False) as session:
-        session.get("/user/login/")
-        form = {
-            "email": account.email,
-            "password": account.password,
-            "csrfmiddlewaretoken": session.cookies["csrftoken"],
-        }
-        assert session.post("/user/login/", data=form, headers={"Referer": f"{url}/user/login/"}).status_code == 302
-        answer = session.post("/api/token/", headers={"X-CSRFToken": session.cookies["csrftoken"], "Referer": url})
-        return str(answer.raise_for_status().json()["token"])
-
-
-def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.5)
-
-
 @pytest.fixture(scope="module")
-def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
+def loop(label_studio: Studio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
     folder = tmp_path_factory.mktemp("loop")
-    account, port, backend_port = Account.of(folder), local_label_studio.free_port(), local_label_studio.free_port()
+    backend_port = local_label_studio.free_port()
     images = bccd_or_drawn(folder / "images")
     loop = Loop(
-        url=f"http://127.0.0.1:{port}",
-        account=account,
-        client=LabelStudio(f"http://127.0.0.1:{port}", account.token),
+        studio=label_studio,
         state_dir=folder / "backend",
         backend=f"http://127.0.0.1:{backend_port}",
         data=LabelledImages(images.names, images.images[:-1]),
         extra=images.images[-1],
     )
-    processes: list[Process] = []
+    environment = {
+        "YOLONAS_STATE_DIR": str(loop.state_dir),
+        "YOLONAS_PORT": str(backend_port),
+        "YOLONAS_WEIGHTS": "untrained-n",
+        "YOLONAS_LABEL_STUDIO_URL": loop.url,
+        "YOLONAS_LABEL_STUDIO_TOKEN": label_studio.token,
+        "YOLONAS_TRAIN_MINUTES": str(TRAIN_MINUTES),
+        "YOLONAS_TRAIN_EVERY": "0",
+        "YOLONAS_HELD_OUT": str(HELD_OUT),
+        "YOLONAS_IMAGE_SIZE": "320",
+        "YOLONAS_RECONCILE_SECONDS": "5",
+    }
+    server = start_backend(environment, folder / "backend.log")
     try:
-        loop.phase("install Label Studio", lambda: local_label_studio.install(print))
-        processes.append(
-            loop.phase("start Label Studio", lambda: local_label_studio.start(folder / "studio", port, account))
-        )
-        environment = {
-            "YOLONAS_STATE_DIR": str(loop.state_dir),
-            "YOLONAS_PORT": str(backend_port),
-            "YOLONAS_WEIGHTS": "untrained-n",
-            "YOLONAS_LABEL_STUDIO_URL": loop.url,
-            "YOLONAS_LABEL_STUDIO_TOKEN": personal_access_token(loop.url, account),
-            "YOLONAS_TRAIN_MINUTES": str(TRAIN_MINUTES),
-            "YOLONAS_TRAIN_EVERY": "0",
-            "YOLONAS_HELD_OUT": str(HELD_OUT),
-            "YOLONAS_IMAGE_SIZE": "320",
-            "YOLONAS_RECONCILE_SECONDS": "5",
-        }
-        server = start_backend(environment, folder / "backend.log")
-        processes.append(server)
         up = f"{loop.backend}/health"
         loop.phase("start the backend", lambda: server.wait_until(lambda: local_label_studio.answers(up), 120))
         go_round(loop)
         yield loop
     finally:
-        for process in reversed(processes):
-            process.stop(30)
-        print((folder / "backend.log").read_text()[-6000:] if (folder / "backend.log").exists() else "no backend log")
-
-
-def start_backend(environment: dict[str, str], log: Path) -> Process:
-
-    return Process(
-        "The backend", [sys.executable, "-m", "labelstudio_backend.cli", "serve"], os.environ | environment, log
-    )
+        server.stop(30)
+        print((folder / "backend.log").read_text()[-6000:])
 
 
 # -- the way round -------------------------------------------------------------------------------------------------
@@ -309,7 +275,7 @@ def test_a_training_on_wrong_boxes_is_refused_and_the_old_version_goes_on(loop: 
 
 
 def test_a_pulled_project_is_a_data_set(loop: Loop, tmp_path: Path) -> None:
-    settings = Settings(state_dir=tmp_path, label_studio_url=loop.url, label_studio_token=loop.account.token)
+    settings = Settings(state_dir=tmp_path, label_studio_url=loop.url, label_studio_token=loop.studio.account.token)
     pulled = pull_project(loop.client, MediaCache(settings, loop.client).fetch, loop.project, tmp_path / "project")
     assert (pulled.tasks, pulled.images, pulled.missing) == (TRAIN, TRAIN, [])
     data, given = read_dataset(tmp_path / "project"), loop.data.images[:TRAIN]
@@ -319,8 +285,6 @@ def test_a_pulled_project_is_a_data_set(loop: Loop, tmp_path: Path) -> None:
 
 
 def test_predicted_boxes_stand_on_the_image_in_a_browser(loop: Loop, tmp_path: Path) -> None:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium (apt-get install chromium)")
     # With the version's own threshold, which a label config without `model_score_threshold` leaves to it; in a task
     # that nothing has looked at yet.
     loop.client.patch_project(loop.project, label_config=label_config(loop.data.names))
@@ -349,27 +313,10 @@ def test_predicted_boxes_stand_on_the_image_in_a_browser(loop: Loop, tmp_path: P
 
 def open_task(loop: Loop, task: int, screenshot: Path) -> dict[str, Any]:
     """Log in and open a task as a person does; the number of regions, the image's place and the page's pixels."""
-    from playwright.sync_api import sync_playwright
-
-    hosts = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-    flags = "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    more = "--disable-component-update --disable-sync --disable-dev-shm-usage"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch_persistent_context(
-            str(screenshot.parent / "chromium"),
-            executable_path=CHROMIUM,
-            headless=True,
-            args=[*flags.split(), *more.split(), hosts],
-            viewport={"width": 1400, "height": 900},
-            device_scale_factor=SCALE,  # else the thin outlines are blended with what they stand on
-        )
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
-        page.goto(f"{loop.url}/user/login/")
-        page.fill("input[name=email]", loop.account.email)
-        page.fill("input[name=password]", loop.account.password)
-        page.click("button[type=submit]")
-        page.wait_for_load_state("load")
+    # scaled, else the thin outlines are blended with what they stand on
+    with browser(screenshot.parent / "chromium", scale=SCALE) as chromium:
+        page = chromium.new_page()
+        loop.studio.log_in(page)
         page.goto(f"{loop.url}/projects/{loop.project}/data?task={task}")
         page.wait_for_selector("canvas")
         page.wait_for_timeout(5000)
@@ -380,7 +327,6 @@ def open_task(loop: Loop, task: int, screenshot: Path) -> dict[str, Any]:
             "[...document.querySelectorAll('canvas')].map(c => c.getBoundingClientRect())"
             ".map(r => [r.x, r.y, r.width, r.height]).sort((a, b) => b[2] * b[3] - a[2] * a[3])"
         )
-        browser.close()
     return {"regions": regions, "place": places[0], "cut": places[-1], "pixels": read_image(screenshot).astype(int)}
 
 

@@ -199,6 +199,8 @@ def test_loopback_goes_past_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for module in (local_label_studio, up_module):
         monkeypatch.setattr(module, "Process", Recorded)
     monkeypatch.setattr(local_label_studio, "install", lambda: tmp_path / "label-studio")
+    (tmp_path / "empty").touch()
+    monkeypatch.setattr(local_label_studio, "empty_database", lambda: tmp_path / "empty")
     local_label_studio.start(tmp_path / "data", 18080, Account("a", "b", "c"))
     with ExitStack() as stack:
         up = up_module._Up(tmp_path, stack)

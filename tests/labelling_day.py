@@ -1,0 +1,337 @@
+"""A labelling day with faults: people submit labels while the backend is killed, the disk fills, Label Studio is away.
+
+`Day` runs a fake Label Studio and the real server (`fault_process.py`) and says at the end whether anything was lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+import fault_process
+from fake_label_studio import FakeLabelStudio
+from labelstudio_backend import local_label_studio
+from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.corrections import corrections, manifest
+from labelstudio_backend.jobs import Job, Jobs
+from labelstudio_backend.local_label_studio import Process
+from labelstudio_backend.registry import CHECKPOINT, ProjectRegistry, Registry
+
+HERE = Path(__file__).resolve().parent
+CONFIG = (
+    '<View><Image name="image" value="$image"/>'
+    '<RectangleLabels name="label" toName="image"><Label value="Cell"/>{}</RectangleLabels></View>'
+)
+
+
+class Day:
+    """A project of `tasks` images, a server that trains after every corrected task, and the people.
+
+    A context manager. `lost` names what went wrong while it ran: a version that was not whole.
+    """
+
+    def __init__(self, folder: Path, tasks: int = 12) -> None:
+        self.folder = folder
+        self.marks = folder / "marks"
+        self.marks.mkdir(parents=True)
+        self.studio = FakeLabelStudio()
+        self.client = LabelStudio(self.studio.url, self.studio.token)
+        self.port = local_label_studio.free_port()
+        self.backend = f"http://127.0.0.1:{self.port}"
+        self.server: Process | None = None
+        self.count = tasks
+        self.tasks: list[int] = []
+        self.lost: list[str] = []
+        self.kills = 0
+        self._over = threading.Event()
+
+    def __enter__(self) -> Day:
+        self.studio.__enter__()
+        self.project = self.client.create_project("A day", CONFIG.format(""))["id"]
+        picture = np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+        content = cv2.imencode(".png", picture)[1].tobytes()
+        self.tasks = self.client.upload_files(self.project, [(f"{n}.png", content) for n in range(self.count)])
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over.set()
+        self._watcher.join()
+        self.kill()
+        for process in job_processes(self.state_dir):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.client.close()
+        self.studio.__exit__()
+
+    # -- the machine -----------------------------------------------------------------------------------------------
+
+    @property
+    def state_dir(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def registry(self) -> ProjectRegistry | None:
+        return next(iter(Registry(self.state_dir / "projects").projects()), None)
+
+    def start(self, point: str = "", count: int = 1) -> None:
+        """Start the server, which dies (or one of its trainings) at `point`; connect it where it is not."""
+        command, environment = self.command(self.port, point, count)
+        self.server = Process("The backend", command, environment, self.folder / "backend.log")
+        up = f"{self.backend}/health"
+        with contextlib.suppress(Exception):  # it may die at once
+            self.server.wait_until(lambda: local_label_studio.answers(up), 60)
+            if not self.client.ml_backends(self.project):
+                self.client.add_ml_backend(self.project, self.backend, title="My model")
+
+    def command(self, port: int, point: str = "", count: int = 1) -> tuple[list[str], dict[str, str]]:
+        """The command line and the environment of a server."""
+        environment = {
+            "FAULTS_FOLDER": str(self.marks),
+            "FAULTS_POINT": point,
+            "FAULTS_COUNT": str(count),
+            "YOLONAS_STATE_DIR": str(self.state_dir),
+            "YOLONAS_PORT": str(port),
+            "YOLONAS_WEIGHTS": "untrained-n",
+            "YOLONAS_LABEL_STUDIO_URL": self.studio.url,
+            "YOLONAS_LABEL_STUDIO_TOKEN": self.studio.token,
+            "YOLONAS_TRAIN_EVERY": "1",
+            "YOLONAS_RECONCILE_SECONDS": "1",
+        }
+        return [sys.executable, str(HERE / "fault_process.py"), "serve"], os.environ | environment
+
+    def kill(self) -> None:
+        """kill -9 of the server; a training goes on by itself."""
+        if self.server is not None and self.server.running:
+            os.kill(self.server.pid, signal.SIGKILL)
+            self.server._popen.wait()
+            self.kills += 1
+
+    def keep_running(self) -> None:
+        """Start the server again where it has died, as systemd does."""
+        if self.server is None or not self.server.running:
+            self.start()
+
+    def fill_disk(self, full: bool) -> None:
+        mark = self.marks / "full"
+        mark.touch() if full else mark.unlink(missing_ok=True)
+
+    # -- the people ------------------------------------------------------------------------------------------------
+
+    def label(self, task: int) -> None:
+        """A person submits a task, or corrects what was submitted."""
+        value = {"x": 10, "y": 10, "width": random.uniform(20, 60), "height": 40, "rectanglelabels": ["Cell"]}
+        result = [{"from_name": "label", "to_name": "image", "type": "rectanglelabels", "value": value}]
+        existing = self.client.get_task(task)["annotations"]
+        if existing:
+            self.client.patch_annotation(existing[0]["id"], result=result)
+        else:
+            self.client.create_annotation(task, result)
+
+    # -- what must be true -----------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """The version that serves is whole, whenever somebody looks."""
+        while not self._over.wait(0.05):
+            registry = self.registry
+            if registry is None or not (registry.path / "current").exists():
+                continue
+            try:
+                version = registry.current()
+                if version.trained:
+                    fault_process.whole(version.path / CHECKPOINT)
+                    json.loads((version.path / "record.json").read_text())
+            except Exception as error:
+                self.lost.append(f"the version that serves is not whole: {error}")
+
+    def problems(self) -> list[str]:
+        """What is not (yet) as it must be in the end."""
+        registry = self.registry
+        if registry is None:
+            return ["the project is not known"]
+        jobs = Jobs(self.state_dir / "jobs.sqlite").find(registry.key)
+        ended = [job for job in jobs if job.state in ("succeeded", "refused")]
+        if any(job.state in ("queued", "running") for job in jobs):
+            return ["a job is under way"]
+        found = corrections(self.client.iter_tasks(self.project))
+        if not found:
+            return []
+        if not ended:
+            return [f"no job has succeeded: {[(job.state, job.reason) for job in jobs]}"]
+        return [*self._unlearnt(ended[-1], manifest(found), registry), *self._out_of_step(registry)]
+
+    def _unlearnt(self, job: Job, labelled: dict[str, str], registry: ProjectRegistry) -> list[str]:
+        if job.manifest != labelled:
+            return [f"job {job.id} learnt {job.manifest}, and {labelled} is labelled"]
+        made = [version for version in registry.versions() if version.record.get("job") == job.id]
+        if len(made) != 1:
+            return [f"job {job.id} {job.state} and made the versions {[version.name for version in made]}"]
+        parts = made[0].record["manifest"]
+        if sorted(parts) != sorted(labelled) or not all(p["part"] in ("train", "held_out") for p in parts.values()):
+            return [f"{made[0].name} has the tasks {parts}, and {labelled} is labelled"]
+        return []
+
+    def _out_of_step(self, registry: ProjectRegistry) -> list[str]:
+        name = registry.current().name
+        rows = self.client.ml_backends(self.project)
+        shown = self.client.get_project(self.project)["model_version"]
+        seen = {rows[0]["title"], rows[0]["model_version"], shown} if rows else set()
+        if seen != {name}:
+            return [f"{name} serves, but Label Studio has {seen}"]
+        given = [p["task"] for p in self.client.predictions(self.project) if p["model_version"] == name]
+        if sorted(given) != sorted(self.tasks):
+            return [f"{name} has predictions for the tasks {sorted(given)} of {sorted(self.tasks)}"]
+        return []
+
+    def settle(self, seconds: float = 60.0) -> None:
+        """Let everything come to rest, starting the server again where it died; AssertionError where it does not."""
+        deadline = time.monotonic() + seconds
+        problems = ["nothing was looked at"]
+        while problems and time.monotonic() < deadline:
+            self.keep_running()
+            with contextlib.suppress(Exception):
+                problems = self.problems()
+            time.sleep(0.2)
+        assert not problems, f"{problems}; {log_tail(self.folder / 'backend.log')}"
+        assert not self.lost, self.lost
+
+
+def job_processes(state_dir: Path) -> Iterator[int]:
+    """The PIDs of trainings that were started from this state folder, as far as they live."""
+    for path in (state_dir / "jobs").glob("*/pid"):
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(path.read_text())
+            if b"fault_process.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                yield pid
+
+
+def log_tail(path: Path) -> str:
+    return path.read_text(errors="replace")[-3000:] if path.exists() else ""
+
+
+# -- what happens on such days -------------------------------------------------------------------------------------
+
+
+def killed_at(day: Day, points: Sequence[str]) -> None:
+    """At each of these points of `fault_process.py`, while two tasks are corrected; and the server after each."""
+    for place, point in enumerate(points):
+        day.kill()
+        (day.marks / "killed").unlink(missing_ok=True)
+        day.start(point)
+        for task in (day.tasks[place % day.count], day.tasks[(place + 1) % day.count]):
+            day.label(task)
+        day.settle()
+        assert (day.marks / "killed").exists(), f"{point!r} was never reached"
+        day.kills += 1
+
+
+def killed_in_a_burst(day: Day, events: int, seconds: float) -> float:
+    """After half of a burst of webhooks; returns how long the burst took."""
+    day.start("webhook", count=events // 2)
+    begun = time.monotonic()
+    for number in range(events):
+        day.label(day.tasks[number % day.count])
+        time.sleep(max(0.0, begun + seconds * number / events - time.monotonic()))
+        day.keep_running()
+    took = time.monotonic() - begun
+    day.settle()
+    assert (day.marks / "killed").exists()
+    day.kills += 1
+    return took
+
+
+def killed_at_random(day: Day, times: int, seed: int = 0) -> None:
+    """The server or the training, at a random moment after a correction, again and again."""
+    draw = random.Random(seed)
+    for _ in range(times):
+        day.keep_running()
+        day.label(draw.choice(day.tasks))
+        time.sleep(draw.uniform(0.0, 2.5))
+        trainings = list(job_processes(day.state_dir))
+        if trainings and draw.random() < 0.5:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(trainings[-1], signal.SIGKILL)
+                day.kills += 1
+        else:
+            day.kill()
+    day.settle()
+
+
+def full_disk(day: Day, seconds: float) -> None:
+    """Nothing can be written for a while, beginning in the middle of a training."""
+    day.start()
+    day.label(day.tasks[0])
+    until(lambda: any(job_processes(day.state_dir)), "a training")
+    day.fill_disk(True)
+    day.label(day.tasks[1])
+    time.sleep(seconds)
+    day.fill_disk(False)
+    day.settle()
+
+
+def away(day: Day, seconds: float) -> None:
+    """Label Studio is away for a while, beginning in the middle of a training; one that starts meanwhile fails."""
+    day.start()
+    day.label(day.tasks[0])
+    until(lambda: any(job_processes(day.state_dir)), "a training")
+    day.label(day.tasks[1])
+    day.studio.away = True
+    time.sleep(seconds)
+    day.studio.away = False
+    day.label(day.tasks[2])
+    day.settle(60 + 2 * seconds)
+
+
+def doubled_and_delayed(day: Day) -> None:
+    """Every webhook comes twice, half a second late."""
+    day.studio.webhook_copies, day.studio.webhook_delay = 2, 0.5
+    day.start()
+    for task in day.tasks:
+        day.label(task)
+    day.settle()
+
+
+def config_changed(day: Day) -> None:
+    """The label config gets another label in the middle of a training: the next one has it."""
+    day.start()
+    day.label(day.tasks[0])
+    until(lambda: any(job_processes(day.state_dir)), "a training")
+    day.client.patch_project(day.project, label_config=CONFIG.format('<Label value="Σκύλος"/>'))
+    day.label(day.tasks[1])
+    day.settle()
+    assert day.registry is not None
+    assert day.registry.current().labels == ("Cell", "Σκύλος")
+
+
+def two_servers(day: Day) -> None:
+    """A second server looks after the same state folder; the first is killed on the way."""
+    day.start()
+    second = Process("A second backend", *day.command(local_label_studio.free_port()), day.folder / "second.log")
+    try:
+        for place, task in enumerate(day.tasks):
+            day.label(task)
+            if place == day.count // 2:
+                day.kill()
+        day.settle()
+        assert second.running, log_tail(day.folder / "second.log")
+    finally:
+        second.stop()
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
+        time.sleep(0.02)

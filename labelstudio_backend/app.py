@@ -11,7 +11,7 @@ import importlib
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from labelstudio_backend.settings import Settings
 logger = logging.getLogger(__name__)
 
 QUICK_THREADS = 4
-PREDICT_THREADS = 16  # most of them wait for the model; Label Studio sends few requests at a time
+PREDICT_THREADS = 64  # they wait for the scheduler; what comes on top of so many is refused at once
 
 
 class Queue(Protocol):
@@ -91,6 +91,7 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
 
     app = FastAPI(title="yolonas", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
+    predicting = 0
 
     async def answer(pool: ThreadPoolExecutor, work: Callable[[Any], Any], request: Request) -> Response:
         body = await request.body()
@@ -110,7 +111,23 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
-        return await answer(slow, service.predict, request)
+        nonlocal predicting
+        body = await request.body()
+        if predicting >= PREDICT_THREADS:
+            return _json(503, {"error": f"{predicting} requests are being worked on; ask again later"})
+        predicting += 1
+        gone: Future[None] = Future()
+        work = asyncio.get_running_loop().run_in_executor(
+            slow, _answer, lambda parsed: service.predict(parsed, gone), body
+        )
+        watch = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            predicting -= 1
+            gone.set_result(None)  # of no consequence where the answer is there
+            watch.cancel()
+        return await work
 
     @app.get("/versions")
     async def versions(request: Request) -> Response:
@@ -125,6 +142,12 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
         return await answer(quick, lambda body: _job_status(learning, body), request)
 
     return app
+
+
+async def _left(request: Request) -> None:
+    """Ends when the client closes the connection; for after the body was read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 class _RefusedError(Exception):

@@ -72,6 +72,11 @@ class Models:
         with self._guard:
             return self._names.get(_key(version))
 
+    def loaded(self, version: Version) -> bool:
+        """Whether the version is in memory."""
+        with self._guard:
+            return _key(version) in self._models
+
     def get(self, version: Version, deadline: float) -> Model:
         """The model of a version; waits for it until `deadline` (time.monotonic()).
 

@@ -1,4 +1,4 @@
-"""Tasks in, predictions out: batching, isolation of failures, deadlines, and the models that are in memory."""
+"""Tasks in, predictions out: label configs, versions, and what became of each task."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from labelstudio_backend.media import MediaCache, MediaError, brief
 from labelstudio_backend.models import Load, Model, Models
 from labelstudio_backend.registry import ProjectRegistry, Registry, RegistryError, Version, project_key
+from labelstudio_backend.scheduler import Level, Picture, Scheduler
 from labelstudio_backend.settings import UNTRAINED, Settings
 from yolonas.errors import DataError, YolonasError
 from yolonas.labelstudio import Control, LabelConfigError, map_labels, parse_label_config, task_score, to_regions
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FETCHERS = 8  # threads that fetch and decode images while the model runs
 REASONS = 10  # of failed tasks, logged for one request
 
 
@@ -44,6 +44,17 @@ class _Image:
     controls: list[int] = field(default_factory=list)
 
 
+@dataclass
+class _Asked:
+    """A /predict request. gone: done once nobody waits for its answer any more."""
+
+    project: ProjectRegistry
+    tasks: list[Mapping[str, Any]]
+    level: Level
+    deadline: float
+    gone: Future[None]
+
+
 class Service:
     """Answers /setup, /predict and /versions. Thread-safe; only predict() and preload() ever wait for a model."""
 
@@ -52,17 +63,17 @@ class Service:
         self.registry = registry
         self.media = media
         self.models = Models(settings, load)
-        self._running = threading.Lock()  # one forward pass at a time: more would only share the same cores
-        self._fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
+        self.scheduler = Scheduler(settings.batch)
+        self._answered: dict[str, Version] = {}  # with which version each project was last answered
         self._told: dict[str, str] = {}
         self._telling = threading.Lock()  # of _told
         self._closing = False
 
     def close(self) -> None:
-        """Stop the threads; a request that is being worked on ends after its batch."""
+        """Stop the threads; requests that are being worked on end with what is done."""
         self._closing = True
         self.models.close()
-        self._fetchers.shutdown(wait=False, cancel_futures=True)
+        self.scheduler.close()
 
     def preload(self, key: str, seconds: float = 600.0) -> None:
         """Load a project's current version now, so that the first request under it is quick."""
@@ -92,9 +103,18 @@ class Service:
             raise BadRequestError('/setup needs the texts "project" ("ID.timestamp"), "hostname" and "schema"')
         project = self._register(hostname or "", uid, schema)
         controls = self._controls(project, schema if schema is not None else project.label_config)
-        version = project.ensure_start(self.settings.weights, _labels(controls))
+        version = self._serving(project, project.ensure_start(self.settings.weights, _labels(controls)))
         self._tell_mapping_soon(project, version, controls)
         return {"model_version": version.name}
+
+    def _serving(self, project: ProjectRegistry, current: Version) -> Version:
+        """The version to answer with: the current one, but while that is being loaded the one before goes on."""
+        before = self._answered.get(project.key, current)
+        if before.name != current.name and self.models.loaded(before) and not self.models.loaded(current):
+            self.models.start_loading(current)
+            return before
+        self._answered[project.key] = current
+        return current
 
     def versions(self) -> dict[str, list[str]]:
         """All versions of all projects; Label Studio names no project when it asks."""
@@ -172,11 +192,12 @@ class Service:
 
     # -- /predict ----------------------------------------------------------------------------------------------
 
-    def predict(self, body: Mapping[str, Any]) -> dict[str, list[Any]]:
+    def predict(self, body: Mapping[str, Any], gone: Future[None] | None = None) -> dict[str, list[Any]]:
         """Predictions of the tasks, in order, one element for each, whatever happens.
 
         An element is a prediction, whose `result` is empty when the model looked and found nothing, or `[]` when the
-        task failed or was not reached in `predict_seconds`: Label Studio then asks again later. Raises BadRequestError.
+        task failed or was not reached in `predict_seconds`: Label Studio then asks again later. `gone` is done once
+        nobody waits for the answer any more. Raises BadRequestError.
         """
         deadline = time.monotonic() + self.settings.predict_seconds
         tasks, uid, label_config = body.get("tasks"), body.get("project"), body.get("label_config")
@@ -188,7 +209,9 @@ class Service:
             project = self.registry.find(uid)
             if project is None:  # interactive requests come without a /setup before them
                 project = self._register(self.settings.label_studio_url, uid, label_config)
-            return {"results": self._predict(project, tasks, label_config, deadline)}
+            wanted = label_config if label_config is not None else project.label_config
+            asked = _Asked(project, tasks, _level(body), deadline, gone or Future())
+            return {"results": self._predict(asked, self._controls(project, wanted))}
         except BadRequestError:
             raise
         except YolonasError as error:
@@ -197,18 +220,22 @@ class Service:
             logger.exception("project %s: no predictions", uid)
         return {"results": [[] for _ in tasks]}
 
-    def _predict(
-        self, project: ProjectRegistry, tasks: list[Mapping[str, Any]], label_config: str | None, deadline: float
-    ) -> list[Any]:
+    def _predict(self, asked: _Asked, controls: list[Control]) -> list[Any]:
+        project, tasks = asked.project, asked.tasks
         results: list[Any] = [[] for _ in tasks]
-        controls = self._controls(project, label_config if label_config is not None else project.label_config)
         if not controls or not tasks:
             return results
         try:
             version = project.current()
         except RegistryError:  # no /setup yet
             version = project.ensure_start(self.settings.weights, _labels(controls))
-        model = self.models.get(version, deadline)
+        version = self._serving(project, version)
+        loading = self.models.start_loading(version)
+        waited: tuple[Future[Any], ...] = (loading, asked.gone)
+        wait(waited, asked.deadline - time.monotonic(), FIRST_COMPLETED)
+        if not loading.done():
+            raise YolonasError(f"{version.name} is still being loaded; it will be asked again")
+        model = loading.result()
         self._tell_mapping(project, version, controls)
         maps = [map_labels(control, model.names, own=_own(version)) for control in controls]
         if not any(label_map.to_label for label_map in maps):
@@ -216,98 +243,44 @@ class Service:
         reasons: dict[int, str] = {}
         images = _images(tasks, controls, reasons)
         regions: dict[int, list[dict[str, Any]]] = {index: [] for index in range(len(tasks))}
-        hostname = str(project.metadata().get("hostname", ""))
-        for image, outcome in self._detect(model, controls, images, tasks, hostname, deadline):
-            if isinstance(outcome, str):
-                reasons.setdefault(image.task, outcome)
-                continue
-            for index in image.controls:
-                threshold = _threshold(controls[index], model)
-                regions[image.task] += to_regions(outcome, controls[index], maps[index], score_threshold=threshold)
+        conf = min(_threshold(control, model) for control in controls)
+        for image, future in zip(images, self._look(asked, model, images, conf), strict=True):
+            if future.cancelled():
+                reasons.setdefault(image.task, self._late())
+            elif (error := future.exception()) is not None:
+                reasons.setdefault(image.task, str(error))
+            else:
+                for index in image.controls:
+                    threshold = _threshold(controls[index], model)
+                    found = to_regions(future.result(), controls[index], maps[index], score_threshold=threshold)
+                    regions[image.task] += found
         for index in range(len(tasks)):
             if index in reasons:
                 continue
             score = task_score(region["score"] for region in regions[index])
             results[index] = {"model_version": version.name, "score": score, "result": regions[index]}
-        self._report(project, version, tasks, reasons, results)
+        if asked.gone.done():
+            logger.info("project %s: nobody waits for %d tasks any more", project.key, len(tasks))
+        else:
+            self._report(project, version, tasks, reasons, results)
         return results
 
-    def _detect(
-        self,
-        model: Model,
-        controls: list[Control],
-        images: list[_Image],
-        tasks: list[Mapping[str, Any]],
-        hostname: str,
-        deadline: float,
-    ) -> Iterator[tuple[_Image, Detections | str]]:
-        """Detections of each image, or the reason why there are none, in batches, until the deadline."""
-        conf = min(_threshold(control, model) for control in controls)
-        batch_size, slowest = self.settings.batch, 0.0
-        queue: deque[tuple[_Image, Future[np.ndarray]]] = deque()
-        rest = iter(images)
-        try:
-            while True:
-                if time.monotonic() > deadline or self._closing:
-                    yield from ((image, self._late()) for image in [*(image for image, _ in queue), *rest])
-                    return
-                # fetched ahead, but not far: a photograph of 12 megapixels takes 36 MB
-                while len(queue) < batch_size + FETCHERS // 2 and (image := next(rest, None)) is not None:
-                    queue.append((image, self._fetchers.submit(self._read, image.value, tasks[image.task], hostname)))
-                if not queue:
-                    return
-                batch: list[_Image] = []
-                pixels: list[np.ndarray] = []
-                while queue and len(batch) < batch_size:
-                    image, future = queue.popleft()
-                    try:
-                        pixels.append(future.result(timeout=max(0.0, deadline - time.monotonic())))
-                        batch.append(image)
-                    except TimeoutError:
-                        future.cancel()
-                        yield image, self._late()
-                    except YolonasError as error:
-                        yield image, str(error)
-                    except Exception as error:
-                        logger.exception("task %s: its image could not be read", tasks[image.task].get("id"))
-                        yield image, f"its image could not be read ({type(error).__name__}: {error})"
-                if not batch:
-                    continue
-                if not self._running.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                    for image in batch:
-                        yield image, self._late()
-                    continue
-                try:
-                    begin = time.monotonic()
-                    if begin + slowest > deadline:
-                        outcomes: Sequence[Detections | str] = [self._late()] * len(batch)
-                    else:
-                        outcomes = self._forward(model, pixels, conf)
-                        slowest = max(slowest, time.monotonic() - begin)
-                finally:
-                    self._running.release()
-                yield from zip(batch, outcomes, strict=True)
-        finally:
-            for _, future in queue:
-                future.cancel()
-
-    def _forward(self, model: Model, pixels: list[np.ndarray], conf: float) -> Sequence[Detections | str]:
-        """One batch through the model; where it fails, image by image, so that a bad one costs only itself."""
-        options: dict[str, Any] = {
-            "conf": conf,
-            "iou": self.settings.iou or None,
-            "max_det": self.settings.max_detections,
-        }
-        try:
-            outcomes = model.predict_batch(pixels, **options, batch=self.settings.batch)
-            if len(outcomes) == len(pixels):
-                return outcomes
-            raise RuntimeError(f"{len(outcomes)} detections for {len(pixels)} images")
-        except Exception as error:
-            logger.exception("a batch of %d images failed", len(pixels))
-            if len(pixels) == 1:
-                return [f"the model failed on its image ({type(error).__name__}: {error})"]
-        return [outcome for image in pixels for outcome in self._forward(model, [image], conf)]
+    def _look(self, asked: _Asked, model: Model, images: list[_Image], conf: float) -> list[Future[Detections]]:
+        """Have the images looked at until the deadline, or until nobody waits; what is not done then is cancelled."""
+        hostname = str(asked.project.metadata().get("hostname", ""))
+        pictures = [
+            Picture((hostname, image.value), partial(self._read, image.value, asked.tasks[image.task], hostname))
+            for image in images
+        ]
+        options = {"conf": conf, "iou": self.settings.iou or None, "max_det": self.settings.max_detections}
+        ticket = self.scheduler.submit(
+            model, pictures, options, project=asked.project.key, level=asked.level, deadline=asked.deadline
+        )
+        asked.gone.add_done_callback(lambda _: self.scheduler.give_up(ticket))
+        wait(ticket.futures, asked.deadline - time.monotonic())
+        self.scheduler.give_up(ticket)
+        wait(ticket.futures)
+        return ticket.futures
 
     def _read(self, value: str, task: Mapping[str, Any], hostname: str) -> np.ndarray:
         """The pixels of a task's image, uint8 RGB [h, w, 3], EXIF-transposed."""
@@ -380,6 +353,14 @@ def _own(version: Version) -> bool:
 
 def _labels(controls: list[Control]) -> list[str]:
     return list(dict.fromkeys(label for control in controls for label in control.labels))
+
+
+def _level(body: Mapping[str, Any]) -> Level:
+    """Interactive requests carry a context; a task that is opened and one of the label stream look the same."""
+    params = body.get("params")
+    if isinstance(params, Mapping) and params.get("context"):
+        return Level.DRAWING
+    return Level.OPENED if len(body["tasks"]) == 1 else Level.MANY
 
 
 def _threshold(control: Control, model: Model) -> float:

@@ -83,8 +83,9 @@ def picture(grey: int = 128) -> str:
     return "data:image/png;base64," + base64.b64encode(content.tobytes()).decode()
 
 
-def predict_body(count: int, uid: str = "5.1795289898") -> dict[str, Any]:
-    tasks = [{"id": index, "data": {"image": picture()}} for index in range(count)]
+def predict_body(count: int, uid: str = "5.1795289898", first: int = 0) -> dict[str, Any]:
+    """Tasks whose images all differ, over all requests with another `first`."""
+    tasks = [{"id": index, "data": {"image": picture(index)}} for index in range(first, first + count)]
     return {"tasks": tasks, "project": uid, "label_config": CONFIG, "params": {"context": None}}
 
 
@@ -231,12 +232,12 @@ def test_an_unwritable_state_is_a_sentence(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def server(tmp_path: Path, learning: FakeLearning) -> Iterator[Callable[..., str]]:
-    """Starts uvicorn on a free port in a thread, like `serve`; returns its address."""
+def server(tmp_path: Path, learning: FakeLearning) -> Iterator[Callable[[FakeModel], tuple[str, FastAPI]]]:
+    """Starts uvicorn on a free port in a thread, like `serve`; returns its address and the application."""
     servers: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def start(seconds: float) -> str:
-        app = create_app(settings(tmp_path), load=lambda version: FakeModel(seconds), learning=learning.as_learning())
+    def start(model: FakeModel) -> tuple[str, FastAPI]:
+        app = create_app(settings(tmp_path), load=lambda version: model, learning=learning.as_learning())
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -246,7 +247,7 @@ def server(tmp_path: Path, learning: FakeLearning) -> Iterator[Callable[..., str
         servers.append((instance, thread))
         while not instance.started:
             time.sleep(0.01)
-        return f"http://127.0.0.1:{port}"
+        return f"http://127.0.0.1:{port}", app
 
     yield start
     for instance, thread in servers:
@@ -257,16 +258,17 @@ def server(tmp_path: Path, learning: FakeLearning) -> Iterator[Callable[..., str
 
 @pytest.mark.parametrize("seconds", [0.4, -0.4], ids=["model waits", "model holds the interpreter"])
 def test_health_setup_and_webhook_answer_while_the_model_works(
-    server: Callable[..., str], seconds: float, monkeypatch: pytest.MonkeyPatch
+    server: Callable[[FakeModel], tuple[str, FastAPI]], seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Label Studio gives /health and annotation webhooks 1 s and /setup 3 s."""
     monkeypatch.setattr("labelstudio_backend.app.PREDICT_THREADS", 4)  # all of them taken
-    url = server(seconds)
+    url, _ = server(FakeModel(seconds))
     setup = {"project": "5.1795289898", "schema": CONFIG, "hostname": "http://ls"}
     (event, *_) = [r["body"] for r in RECORDED if (r["body"] or {}).get("action") == "TASKS_CREATED"]
     with ThreadPoolExecutor(12) as pool, httpx.Client(base_url=url, timeout=60) as http:
         http.post("/setup", json=setup)
-        predictions = [pool.submit(http.post, "/predict", json=predict_body(2)) for _ in range(8)]
+        bodies = [predict_body(4, first=4 * index) for index in range(4)]
+        predictions = [pool.submit(http.post, "/predict", json=body) for body in bodies]
         time.sleep(0.3)
         waits = []
         for _ in range(5):
@@ -279,11 +281,51 @@ def test_health_setup_and_webhook_answer_while_the_model_works(
                 begin = time.monotonic()
                 assert call().status_code == 200
                 waits.append(time.monotonic() - begin)
+        assert http.post("/predict", json=predict_body(1)).status_code == 503
         assert not all(prediction.done() for prediction in predictions)
         assert statistics.median(waits) < 0.2
         assert max(waits) < 0.9
         for prediction in predictions:
             assert all(result["result"] for result in prediction.result().json()["results"])
+
+
+class GatedModel(FakeModel):
+    """Says when it has begun, and goes on when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.may_go_on = threading.Event(), threading.Event()
+        self.seen: list[int] = []
+
+    def predict_batch(self, images: list[np.ndarray], **options: Any) -> list[Detections]:
+        self.seen += [int(image[0, 0, 0]) for image in images]
+        self.began.set()
+        assert self.may_go_on.wait(20)
+        return super().predict_batch(images, **options)
+
+
+def test_what_the_client_has_given_up_on_is_not_computed(
+    server: Callable[[FakeModel], tuple[str, FastAPI]],
+) -> None:
+    model = GatedModel()
+    url, app = server(model)
+    given_up = httpx.Client(base_url=url, timeout=httpx.Timeout(20, read=0.5))
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=20) as http:
+        try:
+            leaving = pool.submit(given_up.post, "/predict", json=predict_body(50))
+            assert model.began.wait(20)
+            with pytest.raises(httpx.ReadTimeout):
+                leaving.result()
+            given_up.close()
+            until = time.monotonic() + 20
+            while app.state.service.scheduler.load()["requests"]:
+                assert time.monotonic() < until, "the server did not notice"
+                time.sleep(0.01)
+        finally:
+            model.may_go_on.set()
+        (result,) = http.post("/predict", json=predict_body(1, first=99)).json()["results"]
+    assert result["result"]
+    assert model.seen == [0, 99]
 
 
 def test_an_untrained_network_end_to_end(tmp_path: Path) -> None:

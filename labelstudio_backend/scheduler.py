@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FETCHERS = 8  # threads that fetch and decode images while the model runs
-AHEAD_BYTES = 256 * 1024**2  # of decoded images that wait for the model; a photograph of 12 megapixels has 36 MB
+AHEAD_BYTES = 512 * 1024**2  # of decoded images that wait for the model; a photograph of 12 megapixels has 36 MB
 FIRST_GUESS = 36 * 1000**2  # bytes of an image, before one was seen
 TURN_SECONDS = 2.0  # a level that has waited this long has one batch run before the levels above it
 GPU_BATCH = 8
@@ -43,6 +43,9 @@ class Level(IntEnum):
     DRAWING = 0  # with the pen in the hand: an interactive request
     OPENED = 1  # for the task that was just opened, or comes next in the label stream
     MANY = 2  # for a batch action
+
+
+_Reader = tuple[str, Level]  # a project, at one level: what shares threads and bytes with others
 
 
 class LookError(YolonasError):
@@ -70,7 +73,7 @@ class Ticket:
     deadline: float
     model: Model
     options: dict[str, Any]
-    served: float  # when an image of it was last run; before that, when it came
+    served: int  # the turn in which an image of it was last run; before that, when it came
     futures: list[Future[Detections]] = field(default_factory=list)
     slowest: float = 0.0  # seconds of the slowest batch that it took part in
     open: OrderedDict[_Look, list[Future[Detections]]] = field(default_factory=OrderedDict)
@@ -85,6 +88,7 @@ class _Look:
     state: _State = _State.NEW
     tickets: list[Ticket] = field(default_factory=list)
     pixels: np.ndarray | None = None
+    reader: _Reader = ("", Level.MANY)  # for whom it was read
     held: int = 0  # bytes that it counts for
 
 
@@ -103,8 +107,10 @@ class Scheduler:
         self._tickets: list[Ticket] = []
         self._looks: dict[Hashable, _Look] = {}
         self._turns = dict.fromkeys(Level, 0.0)  # when each level last had a batch, or began to wait for one
-        self._reading: Counter[tuple[str, Level]] = Counter()
-        self._held, self._guess = 0, FIRST_GUESS
+        self._turn = count()
+        self._reading: Counter[_Reader] = Counter()  # threads that read
+        self._held: Counter[_Reader] = Counter()  # bytes that are read, and a guess for those being read
+        self._guess = FIRST_GUESS
         self._closing = False
         self._fetchers = ThreadPoolExecutor(FETCHERS, "fetch")
         self._worker = threading.Thread(target=self._work, name="models", daemon=True)
@@ -125,7 +131,7 @@ class Scheduler:
         options: of `model.predict_batch`. A future raises LookError, or what `read` raised, or CancelledError.
         """
         now = self._clock()
-        ticket = Ticket(project, level, deadline, model, dict(options), now)
+        ticket = Ticket(project, level, deadline, model, dict(options), next(self._turn))
         common = (id(model), *sorted(options.items()))
         with self._changed:
             if all(other.level != level for other in self._tickets):
@@ -163,9 +169,15 @@ class Scheduler:
         self._fetchers.shutdown(wait=False, cancel_futures=True)
 
     def load(self) -> dict[str, int]:
-        """How much there is to do: requests and images that wait, and bytes of decoded images."""
+        """How much there is to do: requests and images that wait, those of them that are read, and their bytes."""
         with self._changed:
-            return {"requests": len(self._tickets), "images": len(self._looks), "bytes": self._held}
+            ready = sum(look.state is _State.READY for look in self._looks.values())
+            return {
+                "requests": len(self._tickets),
+                "images": len(self._looks),
+                "ready": ready,
+                "bytes": self._held.total(),
+            }
 
     # -- with the lock held ------------------------------------------------------------------------------------
 
@@ -183,8 +195,12 @@ class Scheduler:
 
     def _forget(self, look: _Look) -> None:
         self._looks.pop(look.key, None)
-        self._held -= look.held
-        look.held, look.pixels = 0, None
+        self._hold(look, 0)
+        look.pixels = None
+
+    def _hold(self, look: _Look, size: int) -> None:
+        self._held[look.reader] += size - look.held
+        look.held = size
 
     def _close(self, look: _Look) -> list[Future[Detections]]:
         """Take a look that is done out of the queue; returns whom to tell."""
@@ -204,24 +220,26 @@ class Scheduler:
         return (look for look in nearest if look.state is state)
 
     def _read_ahead(self) -> None:
-        """Have images read, in the order of levels, while threads and bytes are free."""
-        while not self._closing and (free := FETCHERS - self._reading.total()) > 0:
+        """Have images read, in the order of levels, while threads and bytes are free.
+
+        A project takes as much of both as is left to others at most, and who asks for many leaves the last thread and
+        half of the bytes to who does not: a host that does not answer holds up its own project alone.
+        """
+        while not self._closing and (threads := FETCHERS - self._reading.total()) > 0:
+            held = self._held.total()
             for ticket in sorted(self._tickets, key=lambda t: (t.level, self._reading[t.project, t.level], t.served)):
-                many = ticket.level is Level.MANY
-                # As many as are left to others at most: a host that does not answer holds up its own project alone.
-                if self._reading[ticket.project, ticket.level] >= (free - 1 if many else free):
-                    continue
-                room = self._ahead_bytes // 2 if many else self._ahead_bytes
-                if self._held and self._held + self._guess > room:
+                reader, many = (ticket.project, ticket.level), ticket.level is Level.MANY
+                room = (self._ahead_bytes // 2 if many else self._ahead_bytes) - held
+                if self._reading[reader] >= threads - many or (held and self._held[reader] + self._guess > room):
                     continue
                 if (look := next(self._window(ticket, _State.NEW), None)) is not None:
                     break
             else:
                 return
-            look.state, look.held = _State.READING, self._guess
-            self._held += look.held
-            self._reading[ticket.project, ticket.level] += 1
-            self._fetchers.submit(self._read, look, (ticket.project, ticket.level))
+            look.state, look.reader = _State.READING, reader
+            self._hold(look, self._guess)
+            self._reading[reader] += 1
+            self._fetchers.submit(self._read, look)
 
     def _choose(self) -> list[_Look]:
         """What to run now: images that are read, of one model and one set of options."""
@@ -247,12 +265,12 @@ class Scheduler:
         for look in batch:
             look.state = _State.RUNNING
             for ticket in look.tickets:
-                ticket.served = now
+                ticket.served = next(self._turn)
         return batch
 
     # -- threads -----------------------------------------------------------------------------------------------
 
-    def _read(self, look: _Look, reader: tuple[str, Level]) -> None:
+    def _read(self, look: _Look) -> None:
         pixels, failure = None, None
         if look.tickets:  # else given up while it waited for this thread
             try:
@@ -264,12 +282,10 @@ class Scheduler:
                     failure = LookError(f"its image could not be read ({type(error).__name__}: {error})")
         futures: list[Future[Detections]] = []
         with self._changed:
-            self._reading[reader] -= 1
-            self._held -= look.held
-            look.held = 0
+            self._reading[look.reader] -= 1
             if pixels is not None:
-                self._guess = look.held = pixels.nbytes
-                self._held += look.held
+                self._guess = pixels.nbytes
+            self._hold(look, 0 if pixels is None else pixels.nbytes)
             if failure is not None or not look.tickets:
                 futures = self._close(look)
             elif pixels is None:  # somebody asked for it after it had been given up

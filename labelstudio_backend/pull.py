@@ -79,7 +79,7 @@ def pull_project(
     from tqdm import tqdm
 
     config = client.get_project(project)["label_config"]
-    controls = parse_label_config(config)
+    controls = [control for control in parse_label_config(config) if control.media == "image"]
     if not class_names(controls):
         raise DataError(f"the label config of project {project} has no RectangleLabels on an Image, nothing to learn")
     hidden = None if progress else True  # None: where there is no terminal

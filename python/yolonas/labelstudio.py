@@ -8,177 +8,47 @@ Sources: https://labelstud.io/tags/rectanglelabels, https://labelstud.io/guide/e
 from __future__ import annotations
 
 import math
-import re
 import uuid
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from yolonas.data.labelled import Remark
-from yolonas.errors import YolonasError
+from yolonas.labelstudio_config import (
+    Control,
+    LabelConfigError,
+    LabelMap,
+    by_spelling,
+    class_names,
+    controls_by_image,
+    controls_by_video,
+    map_labels,
+    parse_label_config,
+    spelling,
+)
 
 if TYPE_CHECKING:
     from yolonas.inference.detections import Detections
 
+__all__ = [
+    "Control",
+    "LabelConfigError",
+    "LabelMap",
+    "boxes_from_annotation",
+    "choose_annotation",
+    "class_names",
+    "controls_by_image",
+    "controls_by_video",
+    "map_labels",
+    "parse_label_config",
+    "task_score",
+    "to_regions",
+]
+
 EMPTY_SCORE = 0.5
 MIN_SIDE = 1.0  # image px; a thinner rectangle is a slip of the mouse, and no box to learn from
-
-
-class LabelConfigError(YolonasError, ValueError):
-    """A label config that cannot be understood."""
-
-
-@dataclass(frozen=True)
-class Control:
-    """One RectangleLabels tag on one Image tag of a label config."""
-
-    from_name: str
-    to_name: str
-    data_key: str  # of the task's data: `image` for `$image`
-    labels: tuple[str, ...]  # as Label Studio writes them into results: the alias where there is one, else the value
-    predicted_values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # label -> names of model classes
-    values: Mapping[str, str] = field(default_factory=dict)  # label -> what the annotator sees, where an alias differs
-    score_threshold: float | None = None
-    skip: bool = False
-
-    def task_value(self, data: Mapping[str, Any]) -> str | None:
-        """What a task's `data` holds for this control: a URL or path; None where there is no text."""
-        value: Any = data.get(self.data_key)
-        if value is None:
-            value = data
-            for part in self.data_key.split("."):
-                value = value.get(part) if isinstance(value, Mapping) else None
-        return value if isinstance(value, str) and value else None
-
-
-@dataclass(frozen=True)
-class LabelMap:
-    """How model classes become labels of a control."""
-
-    to_label: dict[int, str]  # class index of the model -> label
-    unmatched: tuple[str, ...]  # labels that no class becomes
-
-
-def parse_label_config(xml: str) -> list[Control]:
-    """The RectangleLabels tags of a label config that draw on an Image; other tags are ignored.
-
-    Reads `model_score_threshold` (or `score_threshold`) and `model_skip` of the tag, `predicted_values` and `alias` of
-    its labels. A tag whose Image takes a list of pictures (`valueList`) is left out. Raises LabelConfigError.
-    """
-    if re.search(r"<!\s*(DOCTYPE|ENTITY)", xml, re.IGNORECASE):
-        raise LabelConfigError(
-            "the label config declares a DOCTYPE or ENTITY, which is refused; remove the declaration"
-        )
-    try:
-        root = ET.fromstring(xml)
-    except (ET.ParseError, ValueError) as error:
-        raise LabelConfigError(
-            f"the label config is not well-formed XML ({error}); correct it in the project's settings"
-        ) from None
-    tags = [(str(element.tag).lower(), element) for element in root.iter()]
-    keys = {}
-    for tag, element in tags:
-        name, value = element.get("name", ""), element.get("value", "").strip()
-        if tag == "image" and name and value.startswith("$") and len(value) > 1:
-            keys[name] = value[1:]
-    controls = []
-    for tag, element in tags:
-        if tag != "rectanglelabels" or not element.get("name"):
-            continue
-        for to_name in (part.strip() for part in element.get("toName", "").split(",")):
-            if to_name in keys:
-                controls.append(_control(element, to_name, keys[to_name]))
-    return controls
-
-
-def _control(element: ET.Element, to_name: str, data_key: str) -> Control:
-    labels: list[str] = []
-    predicted: dict[str, tuple[str, ...]] = {}
-    values: dict[str, str] = {}
-    for label in element.iter():
-        value = label.get("value", "")
-        written = label.get("alias") or value
-        if str(label.tag).lower() != "label" or not written or written in labels:
-            continue
-        labels.append(written)
-        if value and value != written:
-            values[written] = value
-        names = tuple(name.strip() for name in label.get("predicted_values", "").split(",") if name.strip())
-        if names:
-            predicted[written] = names
-    return Control(
-        from_name=element.get("name", ""),
-        to_name=to_name,
-        data_key=data_key,
-        labels=tuple(labels),
-        predicted_values=predicted,
-        values=values,
-        score_threshold=_threshold(element),
-        skip=element.get("model_skip", "").strip().lower() in ("1", "true", "yes"),
-    )
-
-
-def _threshold(element: ET.Element) -> float | None:
-    for attribute in ("model_score_threshold", "score_threshold"):
-        text = element.get(attribute, "").strip()
-        if not text:
-            continue
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not 0 <= value <= 1:
-            raise LabelConfigError(
-                f'{attribute}="{text}" of <RectangleLabels name="{element.get("name")}"> is not a number from 0 to 1'
-            )
-        return value
-    return None
-
-
-def map_labels(control: Control, model_names: Sequence[str], *, own: bool = False) -> LabelMap:
-    """Which label each class of the model becomes.
-
-    First by `predicted_values`, then by the label's name (or its shown value, under an alias); case, spaces, hyphens
-    and underscores make no difference. `own=True` is for a version trained in the project, whose classes are its
-    labels: they map to themselves and to nothing else. A class becomes the first label that claims it.
-    """
-    if own:
-        to_label = {index: name for index, name in enumerate(model_names) if name in control.labels}
-    else:
-        classes: dict[str, list[int]] = {}
-        for index, name in enumerate(model_names):
-            classes.setdefault(_plain(name), []).append(index)
-        claims = [(label, name) for label in control.labels for name in control.predicted_values.get(label, ())]
-        claims += [(label, name) for label in control.labels for name in (label, control.values.get(label, label))]
-        to_label = {}
-        for label, name in claims:
-            for index in classes.get(_plain(name), ()):
-                to_label.setdefault(index, label)
-    matched = set(to_label.values())
-    return LabelMap(to_label, tuple(label for label in control.labels if label not in matched))
-
-
-def class_names(controls: Iterable[Control]) -> tuple[str, ...]:
-    """The labels to learn: those of all RectangleLabels tags that the model serves, in the config's order."""
-    return tuple(dict.fromkeys(label for control in controls if not control.skip for label in control.labels))
-
-
-def controls_by_image(controls: Iterable[Control], data: Mapping[str, Any]) -> dict[str, list[Control]]:
-    """What a task's `data` holds for each of its images, with the controls that draw on it; skipped ones left out."""
-    by_image: dict[str, list[Control]] = {}
-    for control in controls:
-        value = control.task_value(data)
-        if value is not None and not control.skip:
-            by_image.setdefault(value, []).append(control)
-    return by_image
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_\-]+", "", name).casefold()
 
 
 def to_regions(
@@ -186,16 +56,19 @@ def to_regions(
 ) -> list[dict[str, Any]]:
     """Label Studio regions of the detections above the threshold whose class has a label, best score first.
 
-    Values are percent of the image and never outside 0..100; boxes that are not finite or have no area are left out.
+    score_threshold: for labels to which neither the tag nor the label gives one. Values are percent of the image and
+    never outside 0..100; boxes that are not finite or have no area are left out.
     """
     height, width = detections.image_size
     boxes = np.asarray(detections.boxes, np.float64).reshape(-1, 4)
     scores = np.asarray(detections.scores, np.float32)
-    above = scores > np.float32(score_threshold)  # as the detector compares
+    limits = {label: np.float32(control.threshold(label, score_threshold)) for label in label_map.to_label.values()}
     regions = []
     for index in np.argsort(-scores, kind="stable"):
         label, score = label_map.to_label.get(int(detections.labels[index])), float(scores[index])
-        if label is None or not above[index] or not np.isfinite(boxes[index]).all() or score == math.inf:
+        if label is None or not scores[index] > limits[label]:  # as the detector compares
+            continue
+        if not np.isfinite(boxes[index]).all() or score == math.inf:
             continue
         percent = np.clip(boxes[index] * (100.0 / np.array([width, height, width, height])), 0.0, 100.0)
         x, y, right, bottom = (float(value) for value in percent)
@@ -285,7 +158,9 @@ def boxes_from_annotation(
     boxes: list[tuple[float, float, float, float]] = []
     labels: list[str] = []
     left_out = [] if dropped is None else dropped
-    written = {shown: label for label, shown in control.values.items()} | {label: label for label in control.labels}
+    shown = {spelling(value): label for label, value in control.values.items()}
+    written = shown | by_spelling(control.labels)
+    skipped = by_spelling(control.skipped_labels)
     for region in result:
         if not isinstance(region, Mapping):
             continue
@@ -302,10 +177,11 @@ def boxes_from_annotation(
             continue
         names = value.get("rectanglelabels")
         for name in names if isinstance(names, list) else ():
-            if isinstance(name, str) and name in written:
+            label = written.get(name) or written.get(spelling(name)) if isinstance(name, str) else None
+            if label is not None:
                 boxes.append(box)
-                labels.append(written[name])
-            else:
+                labels.append(label)
+            elif not isinstance(name, str) or spelling(name) not in skipped:
                 left_out.append(Remark(f"there is no label {name!r} in the label config", "boxes of unknown labels"))
     return np.array(boxes, np.float32).reshape(-1, 4), labels
 

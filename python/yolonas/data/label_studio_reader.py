@@ -183,7 +183,8 @@ def _controls(path: Path, tasks: Sequence[Mapping[str, Any]], results: Iterable[
     config = path.parent / CONFIG
     if config.is_file():
         try:
-            controls = [c for c in parse_label_config(config.read_text(encoding="utf-8-sig")) if not c.skip]
+            tags = parse_label_config(config.read_text(encoding="utf-8-sig"))
+            controls = [c for c in tags if c.media == "image" and not c.skip]
         except (OSError, ValueError) as error:  # LabelConfigError and UnicodeDecodeError are ValueErrors
             reason = error if isinstance(error, LabelConfigError) else "it is not a readable UTF-8 text file"
             raise DataError(f"{config}: {reason}") from error

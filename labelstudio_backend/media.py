@@ -16,6 +16,7 @@ import re
 import secrets
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
@@ -35,6 +36,25 @@ _REDIRECTS = 3
 
 class MediaError(YolonasError):
     """An image that cannot be had."""
+
+
+@dataclass(frozen=True)
+class _Limits:
+    """Of one download, and how the settings that hold them begin."""
+
+    bytes: int
+    seconds: float
+    name: str
+
+    @classmethod
+    def of(cls, settings: Settings, video: bool) -> _Limits:
+        if video:
+            return cls(settings.video_max_bytes, settings.video_seconds, "VIDEO")
+        return cls(settings.media_max_bytes, settings.media_seconds, "MEDIA")
+
+    def too_large(self, value: str) -> MediaError:
+        setting = f"YOLONAS_{self.name}_MAX_BYTES"
+        return MediaError(f"{brief(value)} is larger than {self.bytes} bytes; raise {setting} to allow it")
 
 
 class MediaCache:
@@ -64,14 +84,15 @@ class MediaCache:
     def close(self) -> None:
         self._http.close()
 
-    def fetch(self, value: str, *, task_id: int | None = None, hostname: str = "") -> Path:
-        """A local file with the content of a task's image.
+    def fetch(self, value: str, *, task_id: int | None = None, hostname: str = "", video: bool = False) -> Path:
+        """A local file with the content of a task's image, or of its video, for which other limits hold.
 
         `value`: `/data/upload/...`, `/data/local-files/?d=...`, a URL of Label Studio's or of an allowed host, a
         `data:` URL, or a cloud URI such as `s3://...`, which Label Studio resolves for the task `task_id`.
         `hostname`: the address under which Label Studio named itself at /setup. Raises MediaError: one sentence that
         says what to do.
         """
+        limits = _Limits.of(self._settings, video)
         path = self._path(value)
         try:
             os.utime(path)  # last used now
@@ -79,10 +100,10 @@ class MediaCache:
         except FileNotFoundError:
             pass
         if value.startswith("data:"):
-            content = self._decode(value)
+            content = self._decode(value, limits)
         else:
             url, own = self._locate(value, task_id, hostname)
-            content = self._download(url, own=own, shown=brief(value))
+            content = self._download(url, own=own, shown=brief(value), limits=limits)
         try:
             self._store(path, content)
         except OSError as error:
@@ -148,7 +169,7 @@ class MediaCache:
 
     # -- how ---------------------------------------------------------------------------------------------------
 
-    def _decode(self, value: str) -> bytes:
+    def _decode(self, value: str, limits: _Limits) -> bytes:
         header, comma, body = value.partition(",")
         try:
             raw = unquote_to_bytes(body)
@@ -157,12 +178,12 @@ class MediaCache:
             raise MediaError(f"the data: URL {brief(value)} is not valid base64 ({error})") from None
         if not comma or not content:
             raise MediaError(f"the data: URL {brief(value)} holds nothing")
-        if len(content) > self._settings.media_max_bytes:
-            raise self._too_large(value)
+        if len(content) > limits.bytes:
+            raise limits.too_large(value)
         return content
 
-    def _download(self, url: str, *, own: bool, shown: str) -> bytes:
-        deadline = time.monotonic() + self._settings.media_seconds
+    def _download(self, url: str, *, own: bool, shown: str, limits: _Limits) -> bytes:
+        deadline = time.monotonic() + limits.seconds
         redirects, tries = 0, 2
         while True:
             tries -= 1
@@ -171,7 +192,7 @@ class MediaCache:
                 headers = self._client.authorization() if authorized and self._client is not None else {}
                 with self._http.stream("GET", url, headers=headers) as answer:
                     if answer.is_success:
-                        return self._body(answer, deadline, shown)
+                        return self._body(answer, deadline, shown, limits)
                     status, location = answer.status_code, answer.headers.get("location", "")
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 passing = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.ReadTimeout)
@@ -197,21 +218,20 @@ class MediaCache:
                 f"{shown} could not be fetched: {_host(url)} answered {status}; {_advice(status, authorized)}"
             )
 
-    def _body(self, answer: httpx.Response, deadline: float, shown: str) -> bytes:
-        limit = self._settings.media_max_bytes
+    def _body(self, answer: httpx.Response, deadline: float, shown: str, limits: _Limits) -> bytes:
         if answer.headers.get("content-type", "").startswith("text/html"):
             raise MediaError(f"{shown} is a web page, not an image; check its address, and the token")
         length = answer.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limit:
-            raise self._too_large(shown)
+        if length.isdecimal() and int(length) > limits.bytes:
+            raise limits.too_large(shown)
         content = bytearray()
         for chunk in answer.iter_bytes():
             content += chunk
-            if len(content) > limit:
-                raise self._too_large(shown)
+            if len(content) > limits.bytes:
+                raise limits.too_large(shown)
             if time.monotonic() > deadline:
                 raise MediaError(
-                    f"{shown} took longer than {self._settings.media_seconds:g} s; raise YOLONAS_MEDIA_SECONDS if the "
+                    f"{shown} took longer than {limits.seconds:g} s; raise YOLONAS_{limits.name}_SECONDS if the "
                     "connection is that slow"
                 )
         if not content:
@@ -231,10 +251,6 @@ class MediaCache:
             )
             raise MediaError(f"{shown} redirects to {_host(target)}, which is not followed; {advice}")
         return target
-
-    def _too_large(self, value: str) -> MediaError:
-        limit = self._settings.media_max_bytes
-        return MediaError(f"{brief(value)} is larger than {limit} bytes; raise YOLONAS_MEDIA_MAX_BYTES to allow it")
 
     # -- the folder --------------------------------------------------------------------------------------------
 

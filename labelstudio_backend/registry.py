@@ -223,19 +223,22 @@ class ProjectRegistry:
         """All versions, oldest first."""
         return [self.version(number) for number in self._numbers()]
 
-    def ensure_start(self, weights: str, labels: Sequence[str]) -> Version:
+    def ensure_start(self, weights: str, labels: Sequence[str], tags: Mapping[str, str] | None = None) -> Version:
         """The current version, after making one that stands for the start weights where that is needed.
 
-        It is needed when there is none yet, and when nothing was trained and the start weights changed, or, for
-        `untrained-n`, the labels (its classes are the project's labels). Nothing is loaded, copied or downloaded.
+        It is needed when there is none yet, and when nothing was trained and the start weights changed, or `tags`, the
+        names of control tags with weights of their own, or, for `untrained-n`, the labels (its classes are the
+        project's labels). Nothing is loaded, copied or downloaded.
         """
-        start: dict[str, Any] = {"kind": START, "weights": weights, "stamp": _stamp(weights)}
+        own = {name: {"weights": file, "stamp": _stamp(file)} for name, file in (tags or {}).items()}
+        start: dict[str, Any] = {"kind": START, "weights": weights, "stamp": _stamp(weights), "tags": own}
         if weights == UNTRAINED:
             start["labels"] = list(labels)
         with self._writing(), _locked(self.path):  # two /setup calls arrive when a backend is added
             with contextlib.suppress(RegistryError):
                 version = self.current()
-                if version.trained or {key: version.record.get(key) for key in start} == start:
+                known = {"tags": {}, **version.record}
+                if version.trained or {key: known.get(key) for key in start} == start:
                     return version
             with self._temporary() as folder:
                 return self._add(folder, start)

@@ -11,6 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,8 +21,19 @@ from labelstudio_backend.models import Load, Model, Models
 from labelstudio_backend.registry import ProjectRegistry, Registry, RegistryError, Version, project_key
 from labelstudio_backend.scheduler import Level, Picture, Scheduler
 from labelstudio_backend.settings import UNTRAINED, Settings
+from labelstudio_backend.tag_weights import by_weights, problem, start_weights, version_for
+from labelstudio_backend.video import Videos, lowest_score, tracks
 from yolonas.errors import DataError, YolonasError
-from yolonas.labelstudio import Control, LabelConfigError, map_labels, parse_label_config, task_score, to_regions
+from yolonas.inference.video import Frame
+from yolonas.labelstudio import (
+    Control,
+    LabelConfigError,
+    LabelMap,
+    map_labels,
+    parse_label_config,
+    task_score,
+    to_regions,
+)
 
 if TYPE_CHECKING:
     from yolonas.inference.detections import Detections
@@ -37,11 +49,12 @@ class BadRequestError(YolonasError):
 
 @dataclass
 class _Image:
-    """One picture of one task: several controls may look at it."""
+    """One picture or video of one task: several controls may look at it."""
 
     task: int  # index in the request
     value: str
     controls: list[int] = field(default_factory=list)
+    video: bool = False
 
 
 @dataclass
@@ -63,6 +76,7 @@ class Service:
         self.registry = registry
         self.media = media
         self.models = Models(settings, load)
+        self.videos = Videos(settings)
         self.scheduler = Scheduler(settings.batch)
         self._answered: dict[str, Version] = {}  # with which version each project was last answered
         self._told: dict[str, str] = {}
@@ -103,7 +117,7 @@ class Service:
             raise BadRequestError('/setup needs the texts "project" ("ID.timestamp"), "hostname" and "schema"')
         project = self._register(hostname or "", uid, schema)
         controls = self._controls(project, schema if schema is not None else project.label_config)
-        version = self._serving(project, project.ensure_start(self.settings.weights, _labels(controls)))
+        version = self._serving(project, self._start(project, controls))
         self._tell_mapping_soon(project, version, controls)
         return {"model_version": version.name}
 
@@ -147,23 +161,29 @@ class Service:
             project = self.registry.project(key)
         return project
 
+    def _start(self, project: ProjectRegistry, controls: list[Control]) -> Version:
+        weights, tags = start_weights(controls, self.settings.weights)
+        return project.ensure_start(weights, _labels(controls), tags)
+
     def _controls(self, project: ProjectRegistry, label_config: str | None) -> list[Control]:
-        """The rectangle tags of the label config that want predictions; none, logged, where there is nothing to do."""
+        """The tags of the label config that want predictions; none, logged, where there is nothing to do."""
         try:
             controls = served_controls(label_config)
         except LabelConfigError as error:
             self._tell(project.key, f"no predictions: {error}")
             return []
         if not controls:
-            wanted = '<RectangleLabels> with labels on an <Image value="$...">'
+            wanted = '<RectangleLabels> on an <Image value="$..."> nor <VideoRectangle> and <Labels> on a <Video>'
             self._tell(project.key, f"no predictions: the label config has no {wanted}")
         return controls
 
     def _tell_mapping(self, project: ProjectRegistry, version: Version, controls: list[Control]) -> None:
         """Log, once for each change, which classes of the model become which labels, as far as they are known."""
-        names = self.models.names(version)
-        if controls and names is not None:
-            lines = describe_mapping(controls, names, version)
+        names = {served.name: self.models.names(served) for served, _ in by_weights(version, controls)}
+        if controls and None not in names.values():
+            own = {control.from_name: version_for(version, control) for control in controls}
+            tag_names = {name: names[served.name] for name, served in own.items() if served is not None}
+            lines = describe_mapping(controls, names.get(version.name) or (), version, tag_names)
             self._tell(project.key, f"serves {version.name}: {'; '.join(lines)}")
 
     def _tell_mapping_soon(self, project: ProjectRegistry, version: Version, controls: list[Control]) -> None:
@@ -177,10 +197,10 @@ class Service:
             else:
                 self._tell_mapping(project, version, controls)
 
-        if self.models.names(version) is not None:  # also of a model that has left memory: not loaded again for this
-            self._tell_mapping(project, version, controls)
-        elif controls and not self._closing:
-            self.models.start_loading(version).add_done_callback(loaded)
+        self._tell_mapping(project, version, controls)
+        for served, _ in by_weights(version, controls) if not self._closing else ():
+            if self.models.names(served) is None:  # one that has left memory is not loaded again for this
+                self.models.start_loading(served).add_done_callback(loaded)
 
     def _tell(self, key: str, message: str, level: int = logging.INFO) -> None:
         """Log what concerns a project, once for as long as it stays so."""
@@ -228,32 +248,41 @@ class Service:
         try:
             version = project.current()
         except RegistryError:  # no /setup yet
-            version = project.ensure_start(self.settings.weights, _labels(controls))
+            version = self._start(project, controls)
         version = self._serving(project, version)
-        loading = self.models.start_loading(version)
-        waited: tuple[Future[Any], ...] = (loading, asked.gone)
-        wait(waited, asked.deadline - time.monotonic(), FIRST_COMPLETED)
-        if not loading.done():
-            raise YolonasError(f"{version.name} is still being loaded; it will be asked again")
-        model = loading.result()
-        self._tell_mapping(project, version, controls)
-        maps = [map_labels(control, model.names, own=_own(version)) for control in controls]
-        if not any(label_map.to_label for label_map in maps):
-            return results
         reasons: dict[int, str] = {}
-        images = _images(tasks, controls, reasons)
         regions: dict[int, list[dict[str, Any]]] = {index: [] for index in range(len(tasks))}
-        conf = min(_threshold(control, model) for control in controls)
-        for image, future in zip(images, self._look(asked, model, images, conf), strict=True):
-            if future.cancelled():
-                reasons.setdefault(image.task, self._late())
-            elif (error := future.exception()) is not None:
-                reasons.setdefault(image.task, str(error))
-            else:
-                for index in image.controls:
-                    threshold = _threshold(controls[index], model)
-                    found = to_regions(future.result(), controls[index], maps[index], score_threshold=threshold)
-                    regions[image.task] += found
+        anything = False
+        for served, members in by_weights(version, controls):
+            model = self._loaded(asked, served)
+            self._tell_mapping(project, version, controls)
+            maps = {index: map_labels(controls[index], model.names, own=_own(served)) for index in members}
+            if not any(label_map.to_label for label_map in maps.values()):
+                continue
+            anything = True
+            default = model.checkpoint.conf
+            seen = _images(tasks, controls, members, reasons)
+            images = [image for image in seen if not image.video]
+            looking = {index for image in images for index in image.controls}
+            conf = min((controls[index].lowest_threshold(default) for index in looking), default=default)
+            for image, future in zip(images, self._look_at_images(asked, model, images, conf), strict=True):
+                if future.cancelled():
+                    reasons.setdefault(image.task, self._late())
+                elif (error := future.exception()) is not None:
+                    reasons.setdefault(image.task, str(error))
+                else:
+                    for index in image.controls:
+                        found = to_regions(future.result(), controls[index], maps[index], score_threshold=default)
+                        regions[image.task] += found
+            used = {index: (controls[index], label_map) for index, label_map in maps.items()}
+            for video in (image for image in seen if image.video and image.task not in reasons):
+                outcome = self._tracks(asked, served, model, used, video)
+                if isinstance(outcome, str):
+                    reasons[video.task] = outcome
+                else:
+                    regions[video.task] += outcome
+        if not anything:
+            return results
         for index in range(len(tasks)):
             if index in reasons:
                 continue
@@ -265,13 +294,26 @@ class Service:
             self._report(project, version, tasks, reasons, results)
         return results
 
-    def _look(self, asked: _Asked, model: Model, images: list[_Image], conf: float) -> list[Future[Detections]]:
-        """Have the images looked at until the deadline, or until nobody waits; what is not done then is cancelled."""
+    def _loaded(self, asked: _Asked, version: Version) -> Model:
+        loading = self.models.start_loading(version)
+        waited: tuple[Future[Any], ...] = (loading, asked.gone)
+        wait(waited, asked.deadline - time.monotonic(), FIRST_COMPLETED)
+        if not loading.done():
+            raise YolonasError(f"{version.name} is still being loaded; it will be asked again")
+        return loading.result()
+
+    def _look_at_images(
+        self, asked: _Asked, model: Model, images: list[_Image], conf: float
+    ) -> list[Future[Detections]]:
         hostname = str(asked.project.metadata().get("hostname", ""))
         pictures = [
             Picture((hostname, image.value), partial(self._read, image.value, asked.tasks[image.task], hostname))
             for image in images
         ]
+        return self._look(asked, model, pictures, conf)
+
+    def _look(self, asked: _Asked, model: Model, pictures: list[Picture], conf: float) -> list[Future[Detections]]:
+        """Have the images looked at until the deadline, or until nobody waits; what is not done then is cancelled."""
         options = {"conf": conf, "iou": self.settings.iou or None, "max_det": self.settings.max_detections}
         ticket = self.scheduler.submit(
             model, pictures, options, project=asked.project.key, level=asked.level, deadline=asked.deadline
@@ -281,6 +323,43 @@ class Service:
         self.scheduler.give_up(ticket)
         wait(ticket.futures)
         return ticket.futures
+
+    def _tracks(
+        self,
+        asked: _Asked,
+        served: Version,
+        model: Model,
+        controls: Mapping[int, tuple[Control, LabelMap]],
+        video: _Image,
+    ) -> list[dict[str, Any]] | str:
+        """The regions of a task's video, or the reason why there are none."""
+        task, hostname = asked.tasks[video.task], str(asked.project.metadata().get("hostname", ""))
+        default, used = model.checkpoint.conf, [controls[index] for index in video.controls]
+        conf = lowest_score((control for control, _ in used), default)
+
+        def detect(frames: list[Frame]) -> list[Detections | str]:
+            pictures = [Picture((frame.path, frame.index), partial(_pixels, frame)) for frame in frames]
+            looks = self._look(asked, model, pictures, conf)
+            return [
+                self._late() if look.cancelled() else str(look.exception() or "") or look.result() for look in looks
+            ]
+
+        number, data = task.get("id"), task.get("data") or {}
+        try:
+            task_id = number if isinstance(number, int) else None
+            file = self.media.fetch(video.value, task_id=task_id, hostname=hostname, video=True)
+            frames = self.videos.look(file, f"{served.name} {conf}", model.names, detect, asked.deadline)
+            rates = [control.frames_per_second(data) for control, _ in used]
+            found = [
+                tracks(frames, file, control, label_map, rate=rate, default_threshold=default)
+                for (control, label_map), rate in zip(used, rates, strict=True)
+            ]
+        except YolonasError as error:
+            return str(error)
+        except Exception as error:
+            logger.exception("task %s: its video failed", number)
+            return f"its video failed ({type(error).__name__}: {error})"
+        return [region for regions in found for region in regions]
 
     def _read(self, value: str, task: Mapping[str, Any], hostname: str) -> np.ndarray:
         """The pixels of a task's image, uint8 RGB [h, w, 3], EXIF-transposed."""
@@ -324,25 +403,46 @@ class Service:
 
 
 def served_controls(label_config: str | None) -> list[Control]:
-    """The rectangle tags of a label config that want predictions. Raises LabelConfigError."""
+    """The tags of a label config that want predictions. Raises LabelConfigError."""
     return [control for control in parse_label_config(label_config or "<View/>") if control.labels and not control.skip]
 
 
-def describe_mapping(controls: Sequence[Control], names: Sequence[str], version: Version) -> list[str]:
-    """For each control: which of the version's classes `names` become which label, and the labels that none becomes."""
+def describe_mapping(
+    controls: Sequence[Control],
+    names: Sequence[str],
+    version: Version,
+    tag_names: Mapping[str, Sequence[str] | None] = MappingProxyType({}),
+) -> list[str]:
+    """For each control: which of the version's classes `names` become which label, and the labels that none becomes.
+
+    Of a tag with weights of its own the classes are `tag_names[from_name]`, where they are known. A line also says so
+    where its `model_path` is not used.
+    """
     lines = []
     for control in controls:
-        mapping = map_labels(control, names, own=_own(version))
+        text = f"<{control.from_name}> "
+        remark = problem(version, control)
+        if remark is not None and not version.trained:
+            lines.append(text + remark)
+            continue
+        served = version_for(version, control) or version
+        known_names = names if served is version else tag_names.get(control.from_name)
+        if known_names is None:
+            lines.append(f"{text}is predicted by {served.weights}")
+            continue
+        mapping = map_labels(control, known_names, own=_own(served))
         sources: dict[str, list[str]] = {}
         for index, label in mapping.to_label.items():
-            sources.setdefault(label, []).append(names[index])
+            sources.setdefault(label, []).append(known_names[index])
         known = ", ".join(f"{label} <- {' + '.join(classes)}" for label, classes in sources.items())
-        text = f"<{control.from_name}> {known or 'no label is known to the model'}"
+        text += known or "no label is known to the model"
+        if served is not version:
+            text += f", by {served.weights}"
         if mapping.unmatched:
             text += f"; not predicted: {', '.join(mapping.unmatched)}"
-            if not _own(version):
+            if not _own(served):
                 text += ' (no class of that name; predicted_values="..." on the Label names other classes)'
-        lines.append(text)
+        lines.append(text if remark is None else f"{text}; {remark}")
     return lines
 
 
@@ -363,24 +463,29 @@ def _level(body: Mapping[str, Any]) -> Level:
     return Level.OPENED if len(body["tasks"]) == 1 else Level.MANY
 
 
-def _threshold(control: Control, model: Model) -> float:
-    return model.checkpoint.conf if control.score_threshold is None else control.score_threshold
+def _pixels(frame: Frame) -> np.ndarray:
+    return frame.image
 
 
-def _images(tasks: list[Mapping[str, Any]], controls: list[Control], reasons: dict[int, str]) -> list[_Image]:
-    """The pictures to look at; a task without one gets its reason into `reasons`."""
+def _images(
+    tasks: list[Mapping[str, Any]], controls: list[Control], members: list[int], reasons: dict[int, str]
+) -> list[_Image]:
+    """The pictures and videos that these controls look at; a task without one gets its reason into `reasons`."""
     images: list[_Image] = []
     for index, task in enumerate(tasks):
         data = task.get("data")
-        found: dict[str, _Image] = {}
-        for number, control in enumerate(controls):
+        found: dict[tuple[str, str], _Image] = {}
+        for number in members:
+            control = controls[number]
             value = control.task_value(data) if isinstance(data, Mapping) else None
             if value is None:
                 reasons[index] = (
-                    f'its data has no text under "{control.data_key}", where the label config looks for the image'
+                    f'its data has no text under "{control.data_key}", where the label config looks for the '
+                    f"{control.media}"
                 )
                 break
-            found.setdefault(value, _Image(index, value)).controls.append(number)
+            image = _Image(index, value, video=control.media == "video")
+            found.setdefault((control.media, value), image).controls.append(number)
         else:
             images += found.values()
     return images

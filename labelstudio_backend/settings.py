@@ -72,6 +72,14 @@ class Settings(BaseSettings):
     media_max_bytes: int = Field(default=100 * 1024**2, ge=1, description="An image file larger than this is refused.")
     media_seconds: float = Field(default=20.0, gt=0, description="Time-out of one image download.")
 
+    video_rate: float = Field(
+        default=5.0,
+        gt=0,
+        description="Frames of a video looked at for each of its seconds; between them tracks are interpolated.",
+    )
+    video_max_bytes: int = Field(default=1024**3, ge=1, description="A video file larger than this is refused.")
+    video_seconds: float = Field(default=60.0, gt=0, description="Time-out of one video download.")
+
     train_every: int = Field(
         default=20, ge=0, description="Start a training after this many newly corrected tasks; 0: never."
     )

@@ -74,6 +74,13 @@ class Video:
         capture.release()
         return count if count > 0 else None
 
+    def frame_rate(self) -> float:
+        """Frames per second that a file declares; 25 where it declares none."""
+        capture = self.open()
+        rate = _frame_rate(capture)
+        capture.release()
+        return rate
+
     def open(self) -> Any:
         """A `cv2.VideoCapture`, opened or not."""
         if isinstance(self.source, int):
@@ -92,8 +99,7 @@ class Video:
             if (problem := self._unusable(capture)) is not None:
                 yield problem
                 return
-            fps = capture.get(cv2.CAP_PROP_FPS)
-            fps = fps if 0 < fps <= 1000 else _USUAL_FPS
+            fps = _frame_rate(capture)
             count = 0
             while capture.grab():
                 if count % stride == 0:
@@ -129,6 +135,11 @@ class Video:
                 f"{self.name} declares frames of {width} x {height}, and larger than 8192 x 8192 is not read"
             )
         return None
+
+
+def _frame_rate(capture: Any) -> float:
+    rate = float(capture.get(cv2.CAP_PROP_FPS))
+    return rate if 0 < rate <= 1000 else _USUAL_FPS
 
 
 def read_frame(path: str, index: int) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,243 @@
+"""Videos of tasks: a few frames of each second through the model, and what was found as tracks.
+
+A video may take longer than Label Studio waits for an answer. So what was found is kept in a file as far as the time
+reached, and the next request for the same video goes on from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from labelstudio_backend.media import MediaError
+from labelstudio_backend.settings import Settings
+from yolonas.atomic import atomic_file
+from yolonas.errors import DataError, YolonasError
+from yolonas.inference.detections import Detections
+from yolonas.inference.video import Frame, Video
+from yolonas.labelstudio import Control, LabelMap
+from yolonas.labelstudio_video import to_video_rectangle
+
+logger = logging.getLogger(__name__)
+
+LOW = 0.1  # boxes down to this score continue a track, as in ByteTrack
+LOST_SECONDS = 1.2  # a track that was not seen for longer is forgotten: 30 frames of the usual 25 a second
+AT_ONCE = 8  # frames in memory
+KEPT = 500  # videos whose findings are kept, the most recently used
+
+Detect = Callable[[list[Frame]], Sequence[Detections | str]]
+
+
+class NotReachedError(YolonasError):
+    """A video that was not looked at to its end in time; the next request goes on."""
+
+
+@dataclass
+class Looked:
+    """What was found in a video so far: its frames in order, and whether they are all."""
+
+    frames: list[Detections] = field(default_factory=list)  # with index and time
+    done: bool = False
+
+    @property
+    def next(self) -> int:
+        """Index of the first frame of the video that was not considered yet."""
+        frame = self.frames[-1].frame if self.frames else None
+        return 0 if frame is None else frame + 1
+
+    def save(self, path: Path) -> None:
+        """Replace the file, atomically."""
+        frames = self.frames
+        arrays: dict[str, Any] = {
+            "done": np.array(self.done),
+            "frame": np.array([f.frame for f in frames], np.int64),
+            "time": np.array([f.time for f in frames], np.float64),
+            "size": np.array(frames[0].image_size if frames else (0, 0), np.int64),
+            "count": np.array([len(f) for f in frames], np.int64),
+            "boxes": np.concatenate([np.empty((0, 4), np.float32), *(f.boxes for f in frames)]),
+            "scores": np.concatenate([np.empty(0, np.float32), *(f.scores for f in frames)]),
+            "labels": np.concatenate([np.empty(0, np.int64), *(f.labels for f in frames)]),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as stream:
+            np.savez_compressed(stream, **arrays)
+
+    @classmethod
+    def load(cls, path: Path, names: Sequence[str]) -> Looked:
+        """What `save` wrote; nothing yet where there is no such file, or it is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                height, width = (int(side) for side in stored["size"])
+                ends = np.cumsum(stored["count"])[:-1]
+                parts = (np.split(stored[key], ends) for key in ("boxes", "scores", "labels"))
+                frames = [
+                    Detections(boxes, scores, labels, tuple(names), (height, width), frame=int(index), time=float(at))
+                    for boxes, scores, labels, index, at in zip(*parts, stored["frame"], stored["time"], strict=True)
+                ]
+                return cls(frames, bool(stored["done"]))
+        except FileNotFoundError:
+            return cls()
+        except Exception as error:  # whatever a file that was cut makes zipfile and NumPy raise
+            logger.warning("%s is damaged, so its video is looked at anew: %s", path, error)
+            return cls()
+
+
+class Videos:
+    """Looks at one video at a time, and keeps what it found in `<state_dir>/videos`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.folder = settings.state_dir / "videos"
+        self._settings = settings
+        self._turn = threading.Lock()
+
+    def look(self, file: Path, model: str, names: Sequence[str], detect: Detect, deadline: float) -> list[Detections]:
+        """Detections of the frames looked at, in order, with their index and time.
+
+        file: the video; model: names what `detect` gives, and so what was found before; names: the model's classes;
+        detect: detections of a batch of frames, or reasons why there are none; deadline: of time.monotonic(). Raises
+        NotReachedError when the time is over, MediaError for a file that is no video.
+        """
+        if not is_video(file):
+            raise MediaError("its video is in no format that a browser plays; use MP4 (H.264) or WebM")
+        video = Video(file)
+        total, fps = video.frame_count(), video.frame_rate()
+        stride = max(1, round(fps / self._settings.video_rate))
+        identity = f"{file.name} {file.stat().st_size} {model} {stride} {self._settings.iou}"
+        kept = self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
+        if not self._turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise NotReachedError("its video waits for another one; asked again, it has its turn")
+        try:
+            looked = Looked.load(kept, names)
+            before = looked.next
+            try:
+                if not looked.done:
+                    self._go_on(video, looked, stride, detect, deadline)
+            finally:
+                if looked.done or looked.next > before:
+                    self._keep(looked, kept)
+        finally:
+            self._turn.release()
+        if not looked.done:
+            raise NotReachedError(
+                f"its video was looked at up to frame {looked.next} of {total or 'an unknown number'} in "
+                f"{self._settings.predict_seconds:g} s (YOLONAS_PREDICT_SECONDS); asked again, it goes on from there"
+            )
+        return looked.frames
+
+    def _go_on(self, video: Video, looked: Looked, stride: int, detect: Detect, deadline: float) -> None:
+        slowest = 0.0
+        frames = _frames(video, looked.next, stride)
+        while batch := list(islice(frames, AT_ONCE)):
+            begin = time.monotonic()
+            if begin + slowest > deadline:
+                return
+            outcomes = detect(batch)
+            for frame, outcome in zip(batch, outcomes, strict=True):
+                if isinstance(outcome, str):
+                    raise NotReachedError(f"frame {frame.index} of its video: {outcome}")
+                looked.frames.append(dataclasses.replace(outcome, frame=frame.index, time=frame.time, image=None))
+            slowest = max(slowest, time.monotonic() - begin)
+        looked.done = True
+
+    def _keep(self, looked: Looked, path: Path) -> None:
+        try:
+            looked.save(path)
+            files = sorted(self.folder.glob("*.npz"), key=lambda file: file.stat().st_mtime, reverse=True)
+            for file in files[KEPT:]:
+                file.unlink(missing_ok=True)
+        except OSError as error:  # a full disk: the answer itself needs no file
+            logger.warning("what was found in a video could not be kept in %s: %s", path, error.strerror or error)
+
+
+def _frames(video: Video, first: int, stride: int) -> Iterator[Frame]:
+    """Every `stride`-th frame from `first` on; a video that breaks off ends where it does."""
+    some = first > 0
+    for frame in video.frames(stride):
+        if isinstance(frame, DataError):
+            if not some:
+                raise MediaError("its video cannot be read; upload it again, as MP4 (H.264) or WebM")
+            logger.warning("%s", frame)
+        elif frame.index >= first:
+            some = True
+            yield frame
+
+
+def is_video(file: Path) -> bool:
+    """Whether the file begins as MP4, MOV, WebM, Matroska, Ogg or AVI do.
+
+    Nothing else is given to FFmpeg, for which a text may be a playlist: names of other files and servers to read.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(12)
+    boxes = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
+    return (
+        head[4:8] in boxes
+        or head[:4] in (b"\x1a\x45\xdf\xa3", b"OggS")
+        or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
+    )
+
+
+def lowest_score(controls: Iterable[Control], default_threshold: float) -> float:
+    """The score down to which boxes are wanted for the tracks of these controls."""
+    return min([LOW, *(control.lowest_threshold(default_threshold) for control in controls)])
+
+
+def tracks(
+    frames: Sequence[Detections],
+    file: Path,
+    control: Control,
+    label_map: LabelMap,
+    *,
+    rate: float,
+    default_threshold: float,
+) -> list[dict[str, Any]]:
+    """Label Studio regions of the tracks in the frames that were looked at of a video file.
+
+    A track begins with a box above the lowest threshold of the control, and is shown if one of its boxes is above the
+    threshold of its label. rate: frames per second that Label Studio counts, whatever those of the file;
+    default_threshold: where the control names none.
+    """
+    from yolonas.inference.tracker import Tracker
+
+    video = Video(file)
+    fps = video.frame_rate()
+    high = control.lowest_threshold(default_threshold)
+    tracker = Tracker(high, min(LOW, high), max_lost=round(LOST_SECONDS * fps))
+    known = np.array(sorted(label_map.to_label), np.int64)
+    found = [tracker.update(frame[np.isin(frame.labels, known)]) for frame in frames]
+    best: dict[int, float] = {}
+    label_of: dict[int, int] = {}
+    for frame in found:
+        for number, score, label in zip(_numbers(frame).tolist(), frame.scores.tolist(), frame.labels, strict=True):
+            best[number] = max(score, best.get(number, 0.0))
+            label_of[number] = int(label)
+    limits = {n: control.threshold(label_map.to_label[label], default_threshold) for n, label in label_of.items()}
+    shown = np.array([number for number, score in best.items() if score > limits[number]], np.int64)
+    counted: list[Detections] = []
+    for frame in found:
+        number = round((frame.time or 0.0) * rate)
+        if not counted or number > (counted[-1].frame or 0):  # at a low rate two frames may be one
+            kept = frame[np.isin(_numbers(frame), shown)]
+            counted.append(dataclasses.replace(kept, frame=number))
+    last = counted[-1].frame or 0 if counted else 0
+    seconds = (video.frame_count() or 0) / fps
+    return to_video_rectangle(
+        counted, control, label_map, fps=rate, frame_count=max(math.ceil(seconds * rate - 1e-6), last + 1)
+    )
+
+
+def _numbers(frame: Detections) -> npt.NDArray[np.int64]:
+    assert frame.track_ids is not None  # the tracker gave them
+    return frame.track_ids

@@ -1,0 +1,288 @@
+"""Videos of tasks: tracks in Label Studio's frames, an answer that takes several requests, and files that are none."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from labelstudio_backend import video
+from labelstudio_backend.media import MediaCache, MediaError
+from labelstudio_backend.registry import Registry
+from labelstudio_backend.service import Service
+from labelstudio_backend.settings import Settings
+from labelstudio_backend.video import NotReachedError, Videos, is_video
+from moving_pictures import write_video
+from yolonas.inference.detections import Detections
+from yolonas.inference.video import Frame
+
+HOST, UID, FPS, FRAMES = "http://localhost:8080", "5.1795289898", 10, 40
+WIDTH, HEIGHT = 200, 100
+CONFIG = """
+<View><Labels name="labels" toName="video"><Label value="Car"/><Label value="Dog" {dog}/></Labels>
+<Video name="video" value="$video" frameRate="25"/>
+<VideoRectangle name="box" toName="video" model_score_threshold="0.5"/>{more}</View>"""
+
+
+def scene(index: int) -> np.ndarray:
+    """A red square that goes 4 px to the right each frame, and from frame 10 to 29 a blue one that stands still."""
+    image = np.full((HEIGHT, WIDTH, 3), 20, np.uint8)
+    image[20:40, 4 * index : 4 * index + 20] = (230, 20, 20)
+    if 10 <= index < 30:
+        image[60:90, 150:190] = (20, 20, 230)
+    return image
+
+
+class Colours:
+    """A model that finds what is red (car) and blue (dog), with these scores."""
+
+    names = ("car", "dog")
+    checkpoint = SimpleNamespace(conf=0.25, iou=0.7)
+
+    def __init__(self) -> None:
+        self.scores = (0.9, 0.6)
+        self.conf: list[float] = []
+        self.images = 0
+
+    def predict_batch(self, images: Sequence[np.ndarray], conf: float, **_: Any) -> list[Detections]:
+        self.images += len(images)
+        self.conf.append(conf)
+        return [self.find(image) for image in images]
+
+    def find(self, image: np.ndarray) -> Detections:
+        boxes, labels = [], []
+        for label, channel in enumerate((0, 2)):
+            rows, columns = np.nonzero((image[..., channel] > 128) & (image[..., 2 - channel] < 128))
+            if len(rows) > 20:
+                boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+                labels.append(label)
+        return Detections(boxes, [self.scores[label] for label in labels], labels, self.names, image.shape[:2])
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_video(tmp_path_factory.mktemp("film") / "film.mp4", FRAMES, scene, FPS)
+
+
+def data_url(file: Path) -> str:
+    return "data:video/mp4;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+class Harness:
+    def __init__(self, folder: Path, **values: Any) -> None:
+        values = {"weights": "yolo_nas_s_coco", "video_rate": 5.0, **values}
+        self.settings = Settings(state_dir=folder, label_studio_token=None, label_studio_url="", **values)
+        self.model = Colours()
+        self.service = Service(
+            self.settings,
+            Registry(folder / "projects"),
+            MediaCache(self.settings, None),
+            load=lambda _: self.model,  # type: ignore[arg-type]
+        )
+
+    def predict(self, *data: dict[str, Any], dog: str = "", more: str = "") -> list[Any]:
+        config = CONFIG.format(dog=dog, more=more)
+        self.service.setup({"project": UID, "schema": config, "hostname": HOST})
+        tasks = [{"id": 100 + index, "data": one} for index, one in enumerate(data)]
+        return self.service.predict({"tasks": tasks, "project": UID, "label_config": config})["results"]
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    harness = Harness(tmp_path)
+    yield harness
+    harness.service.close()
+
+
+def shown(region: dict[str, Any], number: int) -> list[float] | None:
+    """Where Label Studio draws a region in its frame `number`, from 1: x, y, width, height in percent; or not."""
+    keys, sequence = ("x", "y", "width", "height"), region["value"]["sequence"]
+    before = [key for key in sequence if key["frame"] <= number]
+    if not before or not (before[-1]["enabled"] or before[-1]["frame"] == number):
+        return None
+    after = next((key for key in sequence if key["frame"] > number), before[-1])
+    part = (number - before[-1]["frame"]) / max(after["frame"] - before[-1]["frame"], 1)
+    return [before[-1][key] + part * (after[key] - before[-1][key]) for key in keys]
+
+
+def test_tracks_in_the_frames_that_label_studio_counts(harness: Harness, film: Path) -> None:
+    (prediction,) = harness.predict({"video": data_url(film)})
+    car, dog = prediction["result"]
+    assert prediction["model_version"].endswith("-v0")
+    assert prediction["score"] == pytest.approx((0.9 * 0.8 + 0.6 * 0.2) / 1.5)  # as of an image with these two boxes
+    assert (car["from_name"], car["to_name"], car["type"]) == ("box", "video", "videorectangle")
+    assert (car["value"]["labels"], dog["value"]["labels"]) == (["Car"], ["Dog"])
+    assert (car["value"]["framesCount"], car["value"]["duration"]) == (100, 4.0)
+    assert harness.model.images == FRAMES / 2  # 5 of the 10 frames of each second
+    for index in range(0, FRAMES - 1, 2):
+        number = round(index / FPS * 25) + 1
+        assert shown(car, number) == pytest.approx([2 * index, 20, 10, 20], abs=1.5)
+    assert len(car["value"]["sequence"]) < 6  # a person corrects few keyframes
+    (first, *_, last) = dog["value"]["sequence"]
+    assert (first["frame"], last["frame"], last["enabled"]) == (31, 71, False)  # frames 12 and 28 at 25 a second
+    assert all(0 <= key[side] <= 100 for key in car["value"]["sequence"] for side in ("x", "y", "width", "height"))
+
+
+def test_thresholds_of_labels_decide_which_tracks_are_shown(harness: Harness, film: Path) -> None:
+    (prediction,) = harness.predict({"video": data_url(film)}, dog='model_score_threshold="0.7"')
+    assert [region["value"]["labels"] for region in prediction["result"]] == [["Car"]]
+    assert set(harness.model.conf) == {0.1}  # faint boxes continue a track
+    harness.model.scores = (0.9, 0.3)
+    (prediction,) = harness.predict({"video": data_url(film)}, dog='model_score_threshold="0.05"')
+    assert [region["value"]["labels"] for region in prediction["result"]] == [["Car"], ["Dog"]]
+    assert harness.model.conf[-1] == 0.05
+
+
+def test_a_video_beside_an_image(harness: Harness, film: Path, tmp_path: Path) -> None:
+    import cv2
+
+    still = tmp_path / "still.png"
+    cv2.imwrite(str(still), scene(15)[..., ::-1])
+    image = "data:image/png;base64," + base64.b64encode(still.read_bytes()).decode()
+    more = '<Image name="i" value="$i"/><RectangleLabels name="l" toName="i"><Label value="Dog"/></RectangleLabels>'
+    both, alone = harness.predict({"video": data_url(film), "i": image}, {"i": image}, more=more)
+    assert sorted((region["type"], region["from_name"]) for region in both["result"]) == [
+        ("rectanglelabels", "l"),
+        ("videorectangle", "box"),
+        ("videorectangle", "box"),
+    ]
+    assert alone == []  # its video is missing
+
+
+def test_a_finished_video_is_not_looked_at_again(tmp_path: Path, film: Path) -> None:
+    first = Harness(tmp_path)
+    expected = first.predict({"video": data_url(film)})[0]["result"]
+    first.service.close()
+    again = Harness(tmp_path)
+    found = again.predict({"video": data_url(film)})[0]["result"]
+    again.service.close()
+    assert again.model.images == 0
+    assert [region["value"] for region in found] == [region["value"] for region in expected]
+
+
+class Clock:
+    """A time that passes only where a model works: one second for each frame."""
+
+    def __init__(self) -> None:
+        self.now, self.looked = 0.0, 0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def detect(self, frames: list[Frame]) -> list[Detections | str]:
+        self.now += len(frames)
+        self.looked += len(frames)
+        return [Colours().find(frame.image) for frame in frames]
+
+
+def test_a_long_video_takes_several_requests(tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(video, "time", clock)
+    settings = Settings(state_dir=tmp_path, video_rate=5)
+    said = []
+    for _ in range(2):
+        videos = Videos(settings)  # another process, after a restart
+        with pytest.raises(NotReachedError) as raised:
+            videos.look(film, "v0", Colours.names, clock.detect, clock.now + 9)
+        said.append(str(raised.value))
+    assert "up to frame 15 of 40" in said[0]  # eight frames, each second one; eight more would be too late
+    assert "up to frame 31 of 40" in said[1]
+    assert "goes on from there" in said[1]
+    frames = Videos(settings).look(film, "v0", Colours.names, clock.detect, clock.now + 17)
+    assert clock.looked == FRAMES / 2  # each frame once
+    assert [frame.frame for frame in frames] == list(range(0, FRAMES, 2))
+    for frame in frames:
+        assert frame.time == pytest.approx((frame.frame or 0) / FPS)
+        assert len(frame) == (2 if 10 <= (frame.frame or 0) < 30 else 1)
+    Videos(settings).look(film, "v1", Colours.names, clock.detect, clock.now + 99)
+    assert clock.looked == FRAMES  # another version looks for itself
+
+
+def test_a_damaged_file_of_findings_costs_only_time(
+    tmp_path: Path, film: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock, videos = Clock(), Videos(Settings(state_dir=tmp_path, video_rate=5))
+    later = time.monotonic() + 1000
+    expected = videos.look(film, "v0", Colours.names, clock.detect, later)
+    (kept,) = videos.folder.iterdir()
+    kept.write_bytes(kept.read_bytes()[:200])
+    found = videos.look(film, "v0", Colours.names, clock.detect, later)
+    assert "is damaged" in caplog.text
+    assert [len(frame) for frame in found] == [len(frame) for frame in expected]
+    assert clock.looked == FRAMES
+
+
+def test_what_was_found_longest_ago_is_dropped(tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "KEPT", 2)
+    videos = Videos(Settings(state_dir=tmp_path, video_rate=1))
+    for version in ("v0", "v1", "v2"):
+        videos.look(film, version, Colours.names, Clock().detect, time.monotonic() + 1000)
+    assert len(list(videos.folder.iterdir())) == 2
+
+
+def test_a_frame_that_fails_keeps_what_was_found_before(tmp_path: Path, film: Path) -> None:
+    clock, videos = Clock(), Videos(Settings(state_dir=tmp_path, video_rate=5))
+
+    def fail(frames: list[Frame]) -> list[Detections | str]:
+        return [*clock.detect(frames)[:2], *["out of memory"] * (len(frames) - 2)]
+
+    with pytest.raises(NotReachedError, match="frame 4 of its video: out of memory"):
+        videos.look(film, "v0", Colours.names, fail, time.monotonic() + 1000)
+    clock.looked = 0
+    videos.look(film, "v0", Colours.names, clock.detect, time.monotonic() + 1000)
+    assert clock.looked == FRAMES / 2 - 2
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"#EXTM3U\n#EXT-X-VERSION:3\n#EXTINF:1,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
+        b"ffconcat version 1.0\nfile /etc/passwd\n",
+        b"<html></html>",
+        b"",
+        b"\x00\x00\x00\x18ftypmp42" + bytes(200),  # begins as a video, and holds none
+    ],
+)
+def test_what_is_no_video_is_one_sentence(harness: Harness, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    url = "data:video/mp4;base64," + base64.b64encode(content).decode()
+    assert harness.predict({"video": url}) == [[]]
+    (line,) = [record.getMessage() for record in caplog.records if "no prediction for task" in record.getMessage()]
+    assert "video" in line
+    assert "Traceback" not in caplog.text
+
+
+def test_a_playlist_is_never_given_to_ffmpeg(tmp_path: Path) -> None:
+    file = tmp_path / "list.mp4"
+    file.write_text("#EXTM3U\n")
+    assert not is_video(file)
+    with pytest.raises(MediaError, match="no format that a browser plays"):
+        Videos(Settings(state_dir=tmp_path)).look(file, "v0", (), Clock().detect, time.monotonic() + 9)
+
+
+def test_a_video_that_breaks_off_is_predicted_as_far_as_it_goes(
+    harness: Harness, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = write_video(tmp_path / "whole.avi", FRAMES, scene, FPS)
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    caplog.set_level(logging.WARNING)
+    (prediction,) = harness.predict({"video": data_url(cut)})
+    assert {region["value"]["labels"][0] for region in prediction["result"]} == {"Car", "Dog"}
+    assert "truncated or damaged" in caplog.text
+
+
+def test_a_video_has_a_size_limit_of_its_own(tmp_path: Path, film: Path, caplog: pytest.LogCaptureFixture) -> None:
+    harness = Harness(tmp_path, media_max_bytes=10, video_max_bytes=film.stat().st_size)
+    assert harness.predict({"video": data_url(film)})[0]["result"]
+    harness.service.close()
+    harness = Harness(tmp_path / "other", video_max_bytes=film.stat().st_size - 1)
+    assert harness.predict({"video": data_url(film)}) == [[]]
+    assert "raise YOLONAS_VIDEO_MAX_BYTES" in caplog.text
+    harness.service.close()

@@ -14,6 +14,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import supervision
 
+    from yolonas.active_learning import ImageSignals
+
 
 class Detection(NamedTuple):
     """One box: float32 [4] xyxy image px, its score and class, and the number of its track where it has one."""
@@ -33,7 +35,8 @@ class Detections:
     labels: int64 [n], indices into `names`; image_size: (height, width). `image` is uint8 [h, w, 3] RGB where the
     pixels were kept; `path` is where they were read. Of a video, `frame` is the index of the frame, from 0, and `time`
     its time stamp in seconds. track_ids: int64 [n], the same number for the same object in other frames, where a
-    `Tracker` gave them. Raises ValueError where the arrays do not belong together.
+    `Tracker` gave them. signals: how sure the network was of each box, where it was asked (`predict_batch`). Raises
+    ValueError where the arrays do not belong together.
     """
 
     boxes: npt.NDArray[np.float32]
@@ -46,6 +49,7 @@ class Detections:
     frame: int | None = None
     time: float | None = None
     track_ids: npt.NDArray[np.int64] | None = None
+    signals: ImageSignals | None = None
 
     def __post_init__(self) -> None:
         self.boxes = np.asarray(self.boxes, dtype=np.float32).reshape(-1, 4)
@@ -59,6 +63,8 @@ class Detections:
             self.track_ids = np.asarray(self.track_ids, dtype=np.int64).reshape(-1)
             if len(self.track_ids) != len(self.boxes):
                 raise ValueError(f"track_ids must be as many as boxes, {len(self.boxes)}, not {len(self.track_ids)}")
+        if self.signals is not None and len(self.signals) != len(self.boxes):
+            raise ValueError(f"signals must be of as many boxes, {len(self.boxes)}, not {len(self.signals)}")
         if len(self) and not 0 <= self.labels.min() <= self.labels.max() < len(self.names):
             raise ValueError(f"labels must be 0 to {len(self.names) - 1}, not {np.unique(self.labels).tolist()}")
 
@@ -81,7 +87,8 @@ class Detections:
         rows: Any = index  # mypy knows no list as an index of an array
         track_ids = None if self.track_ids is None else self.track_ids[rows]
         parts = {"boxes": self.boxes[rows], "scores": self.scores[rows], "labels": self.labels[rows]}
-        return dataclasses.replace(self, **parts, track_ids=track_ids)
+        signals = None if self.signals is None else self.signals[rows]
+        return dataclasses.replace(self, **parts, track_ids=track_ids, signals=signals)
 
     def __repr__(self) -> str:
         height, width = self.image_size

@@ -1,0 +1,380 @@
+"""What to label next: how much each image that nobody has labelled would teach the network. NumPy alone.
+
+An image is known by its `ImageSignals`, which `Detector.predict_batch(..., signals=True)` gives with its detections.
+`values` says from 0 to 1 what an image is worth now, `select` which images to label next, best first, each chosen in
+the knowledge of those before it. Both order the same signals the same way on every machine.
+
+    strategy      prefers images
+    uncertainty   whose boxes are doubtful, in class or in place
+    disagreement  on which two versions of the network, or an image and its mirror image, differ
+    diversity     unlike all that is labelled or was chosen before
+    balance       that show classes of which few boxes are labelled
+    mix           for all of these reasons together
+    random        at random, the baseline
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from yolonas.errors import OptionError
+
+if TYPE_CHECKING:
+    from yolonas.inference.detections import Detections
+
+Floats = NDArray[Any]  # float64
+
+STRATEGIES: dict[str, str] = {
+    "mix": "doubtful, disputed, new and rare together",
+    "uncertainty": "doubtful boxes first",
+    "disagreement": "first what two versions see differently",
+    "diversity": "first what is unlike all that is labelled",
+    "balance": "rare classes first",
+    "random": "any order",
+}
+MIX = {"uncertainty": 0.4, "disagreement": 0.2, "diversity": 0.25, "balance": 0.15}  # what is not known is left out
+BACKGROUND = -1  # the rival of a box that may be no object at all
+EMPTY = 0.5  # an image without boxes, where there is no other image to compare it with
+SAME_BOX = 0.5  # IoU from which on boxes of two predictions are about the same object
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSignals:
+    """What the network said about one image, as far as it tells whether to label it.
+
+    scores: [n] 0..1, labels: int [n] of the boxes. margins: [n] 0..1, how far the box's class is ahead of its rival,
+    and entropies: [n] 0..1, see `class_doubt`; rivals: int [n], the second in line, BACKGROUND for "no object".
+    spreads: [n] 0..1, see `box_spread`. feature: [d], images that look alike to the network have similar ones.
+    disagreement: 0..1, see `disagreement`; None where there is nothing to compare with. Raises ValueError where the
+    arrays do not belong together.
+    """
+
+    scores: NDArray[Any]
+    labels: NDArray[Any]
+    margins: NDArray[Any]
+    entropies: NDArray[Any]
+    rivals: NDArray[Any]
+    spreads: NDArray[Any]
+    feature: NDArray[Any]
+    disagreement: float | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {name: np.shape(getattr(self, name)) for name in _OF_BOXES}
+        if len(set(sizes.values())) != 1 or np.ndim(self.scores) != 1 or np.ndim(self.feature) != 1:
+            raise ValueError(f"the signals of boxes must be equally many, and the feature one row, not {sizes}")
+
+    @classmethod
+    def of(cls, detections: Detections, disagreement: float | None = None) -> ImageSignals:
+        """The signals of detections; where they carry none, as those of a file with its NMS inside, by scores alone.
+
+        A score s stands for a margin of |2 s - 1|, its place for certain, and the classes for the feature.
+        """
+        if detections.signals is not None:
+            return dataclasses.replace(detections.signals, disagreement=disagreement)
+        scores = np.asarray(detections.scores, np.float64)
+        logits = _logit(scores)[:, None]
+        margins, entropies, _ = class_doubt(logits)
+        feature = np.log1p(np.bincount(detections.labels, scores, len(detections.names)))
+        rivals = np.full(len(scores), BACKGROUND)
+        return cls(scores, detections.labels, margins, entropies, rivals, np.zeros(len(scores)), feature, disagreement)
+
+    def labelled_as(self, labels: ArrayLike) -> ImageSignals:
+        """The same image once a person has labelled it: certain boxes of these classes [m], the feature unchanged."""
+        truth = np.asarray(labels, np.int64).reshape(-1)
+        one, zero = np.ones(len(truth)), np.zeros(len(truth))
+        return ImageSignals(one, truth, one, zero, np.full(len(truth), BACKGROUND), zero, self.feature, None)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Any) -> ImageSignals:
+        """The image with a part of its boxes: those of a slice, an index array or a boolean mask."""
+        return dataclasses.replace(self, **{name: np.asarray(getattr(self, name))[index] for name in _OF_BOXES})
+
+
+_OF_BOXES = ("scores", "labels", "margins", "entropies", "rivals", "spreads")
+
+
+# -- one box ------------------------------------------------------------------------------------------------------
+
+
+def class_doubt(logits: NDArray[Any]) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """How sure the classes of boxes are: class logits [n, C] -> margins [n], entropies [n] 0..1, rivals int [n].
+
+    The detector's independent sigmoids, given that a box shows one object at most, are a softmax over the logits and 0
+    for "no object". The margin is the lead of the first over the second of these C + 1, which with one class of score
+    s is |2 s - 1| (margin sampling: Scheffer et al., 2001); the entropy is divided by log(C + 1) (Settles, 2009). The
+    rival is the better of the others than the best class, BACKGROUND for "no object".
+    """
+    logits = np.asarray(logits, np.float64)
+    n, classes = logits.shape
+    if classes == 0:
+        raise ValueError("logits must be of one class at least")
+    full = np.concatenate([np.zeros((n, 1)), logits], axis=1)
+    full -= full.max(axis=1, keepdims=True)
+    probabilities = np.exp(full)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    rows = np.arange(n)
+    ordered = np.sort(probabilities, axis=1)
+    terms = probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))
+    entropies = -terms.sum(axis=1) / np.log(classes + 1.0)
+    without = probabilities.copy()
+    without[rows, 1 + logits.argmax(axis=1)] = -1.0
+    rivals = without.argmax(axis=1) - 1
+    return ordered[:, -1] - ordered[:, -2], np.clip(entropies, 0.0, 1.0), rivals
+
+
+def box_spread(box_logits: NDArray[Any], strides: ArrayLike, boxes: NDArray[Any]) -> Floats:
+    """How unsure the places of boxes are: their DFL logits [n, 4, bins] (left, top, right, bottom) -> [n] 0..1.
+
+    It is the standard deviation of each side's distribution (in bins of `strides` [n] px) over the width or height of
+    `boxes` [n, 4], xyxy px of the same canvas, on average over the four sides, at most 1. A flat distribution is a
+    side that the network does not know (Li et al., Generalized Focal Loss V2, 2021).
+    """
+    logits = np.asarray(box_logits, np.float64)
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    probabilities = np.exp(logits - logits.max(axis=2, keepdims=True, initial=-np.inf))
+    probabilities /= probabilities.sum(axis=2, keepdims=True)
+    bins = np.arange(logits.shape[2], dtype=np.float64)
+    mean = probabilities @ bins
+    variance = np.maximum(probabilities @ bins**2 - mean**2, 0.0)
+    deviations = np.sqrt(variance) * np.asarray(strides, np.float64).reshape(-1, 1)
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
+    spreads: Floats = np.minimum((deviations / np.concatenate([sides, sides], axis=1)).mean(axis=1), 1.0)
+    return spreads
+
+
+def box_uncertainty(signals: ImageSignals) -> Floats:
+    """How doubtful each box is, [n] 0..1: in its class (margin and entropy, half and half) or in its place."""
+    in_class = (1.0 - np.asarray(signals.margins, np.float64) + np.asarray(signals.entropies, np.float64)) / 2.0
+    return 1.0 - (1.0 - in_class) * (1.0 - np.asarray(signals.spreads, np.float64))
+
+
+# -- one image ----------------------------------------------------------------------------------------------------
+
+
+def uncertainty(signals: ImageSignals) -> float | None:
+    """How doubtful an image is, 0..1; None for one without boxes, which says nothing about itself.
+
+    It is S / (1 + S), where S sums over the boxes their score times the square of `box_uncertainty`: about how many
+    boxes are a toss-up. The square keeps many fairly sure boxes, the score many faint ones, from outweighing a doubtful
+    one.
+    """
+    if not len(signals):
+        return None
+    total = float((np.asarray(signals.scores, np.float64) * box_uncertainty(signals) ** 2).sum())
+    return total / (1.0 + total)
+
+
+def disagreement(a: Detections, b: Detections) -> float:
+    """How far two predictions of one image differ, 0..1; symmetric, 0 where they are equal or both are empty.
+
+    Boxes of one class with an IoU of SAME_BOX or more are matched, best first, and agree by IoU x the lower score; the
+    disagreement is 1 - 2 x the sum of that over the sum of all scores. A committee of two, whose vote is the boxes
+    (query by committee: Seung et al., 1992; for detectors: Roy et al., 2018). Classes are compared by name.
+    """
+    total = float(a.scores.sum(dtype=np.float64) + b.scores.sum(dtype=np.float64))
+    if total <= 0:
+        return 0.0
+    same = np.array(a.names, object)[a.labels][:, None] == np.array(b.names, object)[b.labels][None]
+    overlaps = np.where(same, _iou(a.boxes, b.boxes), 0.0)
+    agreed = 0.0
+    free_a, free_b = np.ones(len(a), bool), np.ones(len(b), bool)
+    rows, columns = np.nonzero(overlaps >= SAME_BOX)
+    for index in np.argsort(-overlaps[rows, columns], kind="stable"):
+        i, j = rows[index], columns[index]
+        if free_a[i] and free_b[j]:
+            free_a[i] = free_b[j] = False
+            agreed += float(overlaps[i, j]) * float(min(a.scores[i], b.scores[j]))
+    return min(max(1.0 - 2.0 * agreed / total, 0.0), 1.0)
+
+
+def mirrored(detections: Detections) -> Detections:
+    """The detections of the mirror image (left and right exchanged) as those of the image itself."""
+    boxes = detections.boxes.copy()
+    boxes[:, [0, 2]] = detections.image_size[1] - boxes[:, [2, 0]]
+    return dataclasses.replace(detections, boxes=boxes)
+
+
+def presence(signals: ImageSignals, classes: int) -> Floats:
+    """How surely an image shows each class: its best score, [C] 0..1."""
+    found = np.zeros(classes)
+    np.maximum.at(found, np.asarray(signals.labels, np.int64), np.asarray(signals.scores, np.float64))
+    return found
+
+
+# -- many images --------------------------------------------------------------------------------------------------
+
+
+def rarity(counts: ArrayLike) -> Floats:
+    """How rare each class is among labelled boxes: counts [C] -> [C] 0..1, 0 for the most frequent one."""
+    counts = np.asarray(counts, np.float64)
+    rare: Floats = 1.0 - (counts + 1.0) / (counts.max(initial=0.0) + 1.0)
+    return rare
+
+
+def values(
+    signals: Sequence[ImageSignals],
+    labelled: Sequence[ImageSignals],
+    strategy: str = "mix",
+    *,
+    seed: int = 0,
+) -> Floats:
+    """What each image is worth labelling, [n] 0..1, by itself and by what is labelled, regardless of the others' turn.
+
+    labelled: the images that are, best `labelled_as` what they show. An image without boxes gets the median
+    uncertainty of the images with boxes, so that it comes neither first nor last. Raises OptionError for a strategy
+    that is not known.
+    """
+    return _Pool(signals, labelled, seed).values(strategy)
+
+
+def select(
+    signals: Sequence[ImageSignals],
+    labelled: Sequence[ImageSignals],
+    strategy: str = "mix",
+    count: int | None = None,
+    seed: int = 0,
+) -> list[int]:
+    """Indices of the `count` (None: of all) images to label next, best first; ties go to the lower index.
+
+    One by one the image of the highest value is taken, and counts as labelled for the rest: the next one is unlike it
+    too, and a class that it shows is less rare. `seed` is of the strategy "random" alone. Time and memory grow with
+    count x n. Raises OptionError for a strategy that is not known.
+
+    With "diversity" it is the greedy cover of Sener and Savarese (Core-Set, 2018): each image is the farthest from all
+    that are labelled or chosen, and where none is labelled the first is the one nearest to the mean.
+    """
+    pool = _Pool(signals, labelled, seed)
+    count = len(signals) if count is None else max(0, min(count, len(signals)))
+    if strategy in ("uncertainty", "disagreement", "random"):
+        return [int(index) for index in np.argsort(-pool.values(strategy), kind="stable")[:count]]
+    chosen: list[int] = []
+    taken = np.zeros(len(signals), bool)
+    for _ in range(count):
+        worth = np.where(taken, -1.0, pool.values(strategy))
+        index = int(worth.argmax())
+        chosen.append(index)
+        taken[index] = True
+        pool.take(index)
+    return chosen
+
+
+class _Pool:
+    """Images to choose from, and what is labelled: arrays that are brought up to date when one is taken."""
+
+    def __init__(self, signals: Sequence[ImageSignals], labelled: Sequence[ImageSignals], seed: int) -> None:
+        everything = [*signals, *labelled]
+        doubt = _filled([uncertainty(s) for s in signals])
+        disputes = [s.disagreement for s in signals]
+        self._disputed = any(dispute is not None for dispute in disputes)
+        self._fixed = {
+            "uncertainty": doubt,
+            "disagreement": _filled(disputes) if self._disputed else doubt,
+            "random": np.random.default_rng(seed).random(len(signals)),
+        }
+        classes = 1 + max((int(np.max(s.labels)) for s in everything if len(s)), default=0)
+        self._presence = np.array([presence(s, classes) for s in signals]).reshape(-1, classes)
+        self._expected = np.array([_counts(s, classes) for s in signals]).reshape(-1, classes)
+        self._counts: Floats = np.array([_counts(s, classes) for s in labelled]).reshape(-1, classes).sum(axis=0)
+        features = _standardized([s.feature for s in everything])
+        self._features, known = features[: len(signals)], features[len(signals) :]
+        self._nearest = _nearest(self._features, known)
+        self._scale = _typical_distance(features)
+
+    def values(self, strategy: str) -> Floats:
+        if strategy not in STRATEGIES:
+            raise OptionError(f"strategy {strategy!r} is not known: use {', '.join(STRATEGIES)}")
+        if strategy == "mix":
+            return self._mix()
+        if strategy == "diversity":
+            return self._diversity()
+        if strategy == "balance":
+            rare: Floats = (self._presence * rarity(self._counts)).max(axis=1, initial=0.0)
+            return rare
+        return self._fixed[strategy]
+
+    def take(self, index: int) -> None:
+        """This image will be labelled."""
+        self._counts = self._counts + self._expected[index]
+        self._nearest = np.minimum(self._nearest, _distances(self._features, self._features[index]))
+
+    def _mix(self) -> Floats:
+        parts = {name: weight for name, weight in MIX.items() if name != "disagreement" or self._disputed}
+        mixed = np.zeros(len(self._features))
+        for name, weight in parts.items():
+            mixed += weight / sum(parts.values()) * self.values(name)
+        return mixed
+
+    def _diversity(self) -> Floats:
+        if len(self._features) and np.isinf(self._nearest).all():  # nothing is labelled: begin with what is typical
+            return self._scale / (self._scale + _distances(self._features, self._features.mean(axis=0)))
+        return self._nearest / (self._nearest + self._scale)
+
+
+def _filled(known: Sequence[float | None]) -> Floats:
+    """Numbers, with the median of those that are known for the others."""
+    numbers = [number for number in known if number is not None]
+    middle = float(np.median(numbers)) if numbers else EMPTY
+    return np.array([middle if number is None else number for number in known], np.float64)
+
+
+def _counts(signals: ImageSignals, classes: int) -> Floats:
+    """How many boxes of each class an image has, by their scores: [C]."""
+    return np.bincount(np.asarray(signals.labels, np.int64), np.asarray(signals.scores, np.float64), classes)
+
+
+def _standardized(features: Sequence[NDArray[Any]]) -> Floats:
+    """Features as rows, each column of mean 0 and deviation 1, or all 0 where it does not vary; over sqrt(d)."""
+    if not features:
+        return np.zeros((0, 1))
+    if len({len(feature) for feature in features}) != 1:
+        raise ValueError("the features must be equally long: those of one network")
+    rows = np.array(features, np.float64)
+    rows -= rows.mean(axis=0)
+    deviation = rows.std(axis=0)
+    rows /= np.where(deviation > 1e-6, deviation, np.inf)
+    rows /= np.sqrt(max(rows.shape[1], 1))
+    return rows
+
+
+def _typical_distance(rows: Floats) -> float:
+    """The mean distance of standardized rows from the origin: what far means; 1 where all are the same."""
+    distance = float(np.sqrt((rows**2).sum(axis=1)).mean()) if len(rows) else 0.0
+    return distance or 1.0
+
+
+def _distances(rows: Floats, row: Floats) -> Floats:
+    difference = rows - row
+    distances: Floats = np.sqrt(np.einsum("nd,nd->n", difference, difference))
+    return distances
+
+
+def _nearest(rows: Floats, others: Floats) -> Floats:
+    """The distance of each row to the nearest of the others, infinite without any."""
+    nearest = np.full(len(rows), np.inf)
+    for other in others:
+        np.minimum(nearest, _distances(rows, other), out=nearest)
+    return nearest
+
+
+def _iou(a: NDArray[Any], b: NDArray[Any]) -> Floats:
+    """IoU of boxes [n, 4] and [m, 4], xyxy -> [n, m]."""
+    a, b = np.asarray(a, np.float64)[:, None], np.asarray(b, np.float64)[None]
+    sides = np.maximum(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0.0)
+    shared = sides.prod(axis=2)
+    areas = (a[..., 2:] - a[..., :2]).prod(axis=2) + (b[..., 2:] - b[..., :2]).prod(axis=2) - shared
+    overlaps: Floats = np.divide(shared, areas, out=np.zeros_like(shared), where=areas > 0)
+    return overlaps
+
+
+def _logit(scores: Floats) -> Floats:
+    inside = np.clip(scores, 1e-6, 1.0 - 1e-6)
+    logits: Floats = np.log(inside / (1.0 - inside))
+    return logits

@@ -104,13 +104,13 @@ _OF_BOXES = ("scores", "labels", "margins", "entropies", "rivals", "spreads")
 # -- one box ------------------------------------------------------------------------------------------------------
 
 
-def class_doubt(logits: NDArray[Any]) -> tuple[Floats, Floats, NDArray[np.int64]]:
-    """How sure the classes of boxes are: class logits [n, C] -> margins [n], entropies [n] 0..1, rivals int [n].
+def class_doubt(logits: NDArray[Any], labels: ArrayLike | None = None) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """How sure the classes of boxes are: class logits [n, C] -> margins [n], entropies [n], 0..1, rivals int [n].
 
     The detector's independent sigmoids, given that a box shows one object at most, are a softmax over the logits and 0
     for "no object". The margin is the lead of the first over the second of these C + 1, which with one class of score
     s is |2 s - 1| (margin sampling: Scheffer et al., 2001); the entropy is divided by log(C + 1) (Settles, 2009). The
-    rival is the better of the others than the best class, BACKGROUND for "no object".
+    rival is the best of the others than the box's own label [n] (None: the best class), BACKGROUND for "no object".
     """
     logits = np.asarray(logits, np.float64)
     n, classes = logits.shape
@@ -125,7 +125,7 @@ def class_doubt(logits: NDArray[Any]) -> tuple[Floats, Floats, NDArray[np.int64]
     terms = probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))
     entropies = -terms.sum(axis=1) / np.log(classes + 1.0)
     without = probabilities.copy()
-    without[rows, 1 + logits.argmax(axis=1)] = -1.0
+    without[rows, 1 + (logits.argmax(axis=1) if labels is None else np.asarray(labels, np.int64))] = -1.0
     rivals = without.argmax(axis=1) - 1
     return ordered[:, -1] - ordered[:, -2], np.clip(entropies, 0.0, 1.0), rivals
 

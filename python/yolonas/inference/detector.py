@@ -10,6 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from yolonas.errors import DataError, OptionError
 from yolonas.exported import SUFFIXES, Manifest, find_manifest, read_manifest
 from yolonas.inference.detections import Detections
@@ -17,6 +19,7 @@ from yolonas.inference.letterbox import Placement, letterbox_into
 from yolonas.inference.pipeline import in_batches
 from yolonas.inference.runtimes import Canvases, Decoding, Runtime
 from yolonas.inference.runtimes.choice import PRECISIONS, RUNTIMES, Choice
+from yolonas.inference.signals import looks
 from yolonas.inference.sources import Image, Origin, is_live, is_single, iter_sources, origin, read_image
 from yolonas.model.config import Preprocessing
 
@@ -216,10 +219,16 @@ class Detector:
         max_det: int = 300,
         batch: int = 8,
         imgsz: int | tuple[int, int] | None = None,
+        *,
+        signals: bool = False,
     ) -> list[Detections]:
-        """Detections of decoded images, uint8 [h, w, 3] RGB of any sizes, in order, without pixels; see `__call__`."""
+        """Detections of decoded images, uint8 [h, w, 3] RGB of any sizes, in order, without pixels; see `__call__`.
+
+        signals: also say how sure the network is of each box and what the image is like, as `Detections.signals`, for
+        `yolonas.active_learning`; a file that has its NMS inside cannot, and leaves None.
+        """
         preprocessing = self._preprocessing(imgsz)
-        decoding = self._decoding(conf, iou, max_det)
+        decoding = dataclasses.replace(self._decoding(conf, iou, max_det), signals=signals)
         _check_counts(batch=batch)
         if len(images) == 1:
             return self._one(images[0], preprocessing, decoding)
@@ -243,12 +252,17 @@ class Detector:
         if not placements:
             return []
         results = []
-        for found, placement in zip(self.runtime.detect(canvases, decoding), placements, strict=True):
+        every = self.runtime.detect(canvases, decoding)
+        for found, canvas, placement in zip(every, canvases, placements, strict=True):
             clipped = placement.to_image(found.boxes)
             # A box that lies in the padding altogether has no area left.
             inside = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
             size = (placement.height, placement.width)
-            results.append(Detections(clipped[inside], found.scores[inside], found.labels[inside], self.names, size))
+            result = Detections(clipped[inside], found.scores[inside], found.labels[inside], self.names, size)
+            if found.signals is not None:
+                feature = np.append(found.signals.feature, looks(canvas))
+                result.signals = dataclasses.replace(found.signals[inside], feature=feature)
+            results.append(result)
         return results
 
     def _decoding(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from yolonas.model.config import STRIDES
+
+if TYPE_CHECKING:
+    from yolonas.active_learning import ImageSignals
 
 Canvases = npt.NDArray[np.uint8]  # [B, 3, H, W], C-contiguous, channels as the preprocessing says
 
@@ -29,6 +32,7 @@ class Found(NamedTuple):
     boxes: npt.NDArray[np.float32]  # [n, 4] xyxy canvas px, not clipped
     scores: npt.NDArray[np.float32]  # [n]
     labels: npt.NDArray[np.int64]  # [n]
+    signals: ImageSignals | None = None  # where they were asked for and the file gives its raw maps
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Decoding:
     pre_nms_top_k: int = 1000
     hidden: tuple[int, ...] = ()  # classes that are not looked for: they take no place and suppress no box
     agnostic: bool = False
+    signals: bool = False  # also say how sure the network is of each box
 
     @property
     def candidates(self) -> int:
@@ -85,7 +90,12 @@ def decode(maps: list[npt.NDArray[np.float32]], decoding: Decoding, threads: int
         class_agnostic=decoding.agnostic,
         threads=threads,
     )
-    return split(decoded.boxes, decoded.scores, decoded.labels, decoded.counts)
+    found = split(decoded.boxes, decoded.scores, decoded.labels, decoded.counts)
+    if decoding.signals:
+        from yolonas.inference.signals import with_signals
+
+        found = with_signals(found, decoded.anchors, maps)
+    return found
 
 
 def split(

@@ -90,10 +90,10 @@ class TorchRuntime:
         with self._lock, torch.inference_mode():
             if self._device.type == "cuda":
                 with torch.cuda.device(self._device):
-                    results = self._on_cuda(images, decoding)
+                    results, maps = self._on_cuda(images, decoding)
             else:
-                results = self._run(images, decoding)
-            return split(*(t.numpy() for t in (results.boxes, results.scores, results.labels, results.counts)))
+                results, maps = self._run(images, decoding)
+            return _found(results, maps)
 
     def maps(self, canvases: Canvases) -> tuple[Tensor, ...]:
         """See `Runtime`; on a CUDA device without the graph that `detect` runs."""
@@ -105,11 +105,13 @@ class TorchRuntime:
 
     def found(self, maps: tuple[Tensor, ...], count: int, decoding: Decoding) -> list[Found]:
         with self._lock, torch.inference_mode():
-            decoded = self._decode(maps, decoding)
-            return split(*(t.cpu().numpy() for t in (decoded.boxes, decoded.scores, decoded.labels, decoded.counts)))
+            decoded = ops.Decoded(*(t.cpu() for t in self._decode(maps, decoding)))
+            return _found(decoded, maps if decoding.signals else ())
 
-    def _run(self, images: Tensor, decoding: Decoding) -> ops.Decoded:
-        return self._decode(self._network(images), decoding)
+    def _run(self, images: Tensor, decoding: Decoding) -> tuple[ops.Decoded, tuple[Tensor, ...]]:
+        """Detections, and the raw maps where signals are to be gathered from them."""
+        maps = self._network(images)
+        return self._decode(maps, decoding), maps if decoding.signals else ()
 
     def _decode(self, maps: tuple[Tensor, ...], decoding: Decoding) -> ops.Decoded:
         if decoding.hidden:
@@ -129,29 +131,45 @@ class TorchRuntime:
             class_agnostic=decoding.agnostic,
         )
 
-    def _on_cuda(self, images: Tensor, decoding: Decoding) -> ops.Decoded:
-        """Detections in host memory."""
+    def _on_cuda(self, images: Tensor, decoding: Decoding) -> tuple[ops.Decoded, tuple[Tensor, ...]]:
+        """Detections in host memory, and what `_run` gives with them on the device."""
         key = (tuple(images.shape), decoding)
         if key not in self._graphs:  # a last, smaller batch comes once, and a capture takes longer than its use
             self._graphs[key] = None
-            decoded = self._run(images.to(self._device, non_blocking=True), decoding)
+            decoded, maps = self._run(images.to(self._device, non_blocking=True), decoding)
         else:
             graph = self._graphs[key]
             if graph is None:
                 graph = self._graphs[key] = _Graph(lambda x: self._run(x, decoding), images, self._device)
-            decoded = graph(images)
+            decoded, maps = graph(images)
         self._graphs.move_to_end(key)
         while len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
         host = ops.Decoded(*(t.to("cpu", non_blocking=True) for t in decoded))
         torch.cuda.current_stream().synchronize()
-        return host
+        return host, maps
+
+
+def _found(decoded: ops.Decoded, maps: tuple[Tensor, ...]) -> list[Found]:
+    """Detections in host memory by image, with signals where there are maps."""
+    boxes, scores, labels, anchors, counts = (tensor.numpy() for tensor in decoded)
+    found = split(boxes, scores, labels, counts)
+    if maps:
+        from yolonas.inference.signals import with_signals
+
+        found = with_signals(found, anchors, maps)
+    return found
 
 
 class _Graph:
     """A captured run. Its results lie in the same device memory at every call."""
 
-    def __init__(self, run: Callable[[Tensor], ops.Decoded], images: Tensor, device: torch.device) -> None:
+    def __init__(
+        self,
+        run: Callable[[Tensor], tuple[ops.Decoded, tuple[Tensor, ...]]],
+        images: Tensor,
+        device: torch.device,
+    ) -> None:
         self._images = images.to(device)
         # cuDNN's choice by measurement, which pays as the shape comes again; its warm-up calls may not be captured.
         with torch.backends.cudnn.flags(benchmark=True):
@@ -164,12 +182,12 @@ class _Graph:
             self._graph = torch.cuda.CUDAGraph()
             # Other threads go on meanwhile: they fill canvases, and allocate page-locked memory for the next ones.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._decoded = run(self._images)
+                self._results = run(self._images)
 
-    def __call__(self, images: Tensor) -> ops.Decoded:
+    def __call__(self, images: Tensor) -> tuple[ops.Decoded, tuple[Tensor, ...]]:
         self._images.copy_(images, non_blocking=True)
         self._graph.replay()
-        return self._decoded
+        return self._results
 
 
 class _Preprocessed(nn.Module):

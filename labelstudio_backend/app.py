@@ -14,13 +14,19 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
+from labelstudio_backend import openapi
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load
+from labelstudio_backend.protection import Protection, RefusedError, read_json
+from labelstudio_backend.redaction import redact
 from labelstudio_backend.registry import Registry, RegistryError, choose_weights
 from labelstudio_backend.service import BadRequestError, Service
 from labelstudio_backend.settings import Settings
@@ -89,7 +95,17 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
         if client is not None:
             client.close()
 
-    app = FastAPI(title="yolonas", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(
+        title="yolonas",
+        version=version("yolonas"),
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=openapi.PROBLEMS,
+        exception_handlers={HTTPException: _refused, RequestValidationError: _unfit},
+    )
+    app.add_middleware(Protection, settings=settings)
+    openapi.describe(app, settings)
     app.state.service = service
     predicting = 0
 
@@ -105,11 +121,11 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     async def health() -> dict[str, str]:
         return {"status": "UP"}
 
-    @app.post("/setup")
+    @app.post("/setup", **openapi.ROUTES["/setup"])
     async def setup(request: Request) -> Response:
         return await answer(quick, service.setup, request)
 
-    @app.post("/predict")
+    @app.post("/predict", **openapi.ROUTES["/predict"])
     async def predict(request: Request) -> Response:
         nonlocal predicting
         body = await request.body()
@@ -129,15 +145,15 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
             watch.cancel()
         return await work
 
-    @app.get("/versions")
+    @app.get("/versions", **openapi.ROUTES["/versions"])
     async def versions(request: Request) -> Response:
         return await answer(quick, lambda _: service.versions(), request)
 
-    @app.post("/webhook")
+    @app.post("/webhook", **openapi.ROUTES["/webhook"])
     async def webhook(request: Request) -> Response:
         return await answer(quick, lambda body: _webhook(service, learning, body), request)
 
-    @app.post("/job_status")
+    @app.post("/job_status", **openapi.ROUTES["/job_status"])
     async def job_status(request: Request) -> Response:
         return await answer(quick, lambda body: _job_status(learning, body), request)
 
@@ -150,12 +166,6 @@ async def _left(request: Request) -> None:
         pass
 
 
-class _RefusedError(Exception):
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
-
-
 def _webhook(service: Service, learning: Learning | None, body: Mapping[str, Any]) -> dict[str, Any]:
     """An event is a hint, and says nothing that is relied on; START_TRAINING queues a job."""
     action = body.get("action")
@@ -165,7 +175,7 @@ def _webhook(service: Service, learning: Learning | None, body: Mapping[str, Any
     training = action == "START_TRAINING"
     if learning is None:
         if training:
-            raise _RefusedError(
+            raise RefusedError(
                 409,
                 "this backend cannot train: it has no access to the annotations; set YOLONAS_LABEL_STUDIO_URL and "
                 "YOLONAS_LABEL_STUDIO_TOKEN and start it again",
@@ -173,7 +183,7 @@ def _webhook(service: Service, learning: Learning | None, body: Mapping[str, Any
         return {}
     if project is None:
         if training:
-            raise _RefusedError(409, "this project is not known here; open its model page in Label Studio, then retry")
+            raise RefusedError(409, "this project is not known here; open its model page in Label Studio, then retry")
         return {}
     if training:
         return {"job": str(learning.jobs.enqueue(project.key, action))}
@@ -187,28 +197,42 @@ def _job_status(learning: Learning | None, body: Mapping[str, Any]) -> Mapping[s
         raise BadRequestError('/job_status needs "job", as /webhook gave it')
     status = learning.jobs.status(job) if learning is not None else None
     if status is None:
-        raise _RefusedError(410, f"there is no job {job!r} here")
+        raise RefusedError(410, f"there is no job {job!r} here")
     return status
 
 
 def _answer(work: Callable[[Any], Any], raw: bytes) -> Response:
     """Parse, work and serialize on a worker thread: a request of 5000 tasks is some megabytes."""
     try:
-        body = json.loads(raw) if raw else {}
-        if not isinstance(body, dict):
-            raise BadRequestError(f"the body is a JSON {type(body).__name__}, not an object")
-        return _json(200, work(body))
-    except (BadRequestError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        return _json(400, {"error": str(error)})
-    except _RefusedError as error:
-        logger.warning("%s", error)
-        return _json(error.status, {"error": str(error)})
+        return _json(200, work(read_json(raw)))
+    except BadRequestError as error:
+        return _problem(400, str(error))
+    except RefusedError as error:
+        logger.warning("%s", error.detail)
+        return _problem(error.status_code, error.detail)
     except RegistryError as error:
         logger.error("%s", error)
-        return _json(503, {"error": str(error)})
+        return _problem(503, str(error))
     except Exception as error:
         logger.exception("a request failed")
-        return _json(500, {"error": f"{type(error).__name__}: {error}"})
+        return _problem(500, f"{type(error).__name__}: {error}")
+
+
+def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
+    answer = _json(status, {"error": redact(sentence)})
+    answer.headers.update(headers or {})
+    return answer
+
+
+async def _refused(_: Request, error: Any) -> Response:
+    """Every route says what is wrong in the same way."""
+    return _problem(error.status_code, str(error.detail), error.headers)
+
+
+async def _unfit(_: Request, error: Any) -> Response:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"][1:]) or "the request"
+    return _problem(400, f"{where}: {first['msg']}")
 
 
 def _json(status: int, content: Any) -> Response:

@@ -124,12 +124,16 @@ def read_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = [f"YOLONAS_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors()]
+        problems = [
+            "".join(f"YOLONAS_{name}: ".upper() for name in e["loc"]) + e["msg"].removeprefix("Value error, ")
+            for e in error.errors()
+        ]
         raise click.ClickException("; ".join(problems)) from None
 
 
 def describe(settings: Settings, start: str) -> list[str]:
     """What the server will do, in sentences: address, start weights, whether it can train, the projects it knows."""
+    from labelstudio_backend.protection import access
     from labelstudio_backend.registry import Registry
 
     host = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
@@ -137,6 +141,7 @@ def describe(settings: Settings, start: str) -> list[str]:
         f"Address        http://{host}:{settings.port}: give it to Label Studio under Settings > Model.",
         "               Label Studio 1.23.1 and later takes a loopback or private address only if it was started with "
         "USE_DEFAULT_BANNED_SUBNETS=false.",
+        f"Access         {access(settings)}",
         f"Start          New projects start from {start}.",
         f"Training       {_training(settings)}",
         f"State          Versions, jobs and cached images are in {settings.state_dir}.",

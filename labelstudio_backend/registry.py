@@ -19,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -91,8 +92,8 @@ def project_key(hostname: str, uid: str) -> str:
     the hostname do not.
     """
     number = uid.partition(".")[0]
-    if not number.isdecimal() or not number.isascii():
-        raise ValueError(f'project is {uid!r}; Label Studio sends "ID.timestamp"')
+    if re.fullmatch(r"[0-9]{1,15}\.[0-9]{1,15}", uid) is None:
+        raise ValueError(f'project is {uid[:40]!r}; Label Studio sends "ID.timestamp"')
     digest = hashlib.sha256((normal_hostname(hostname) + uid).encode()).hexdigest()[:6]
     return f"{number}-{digest}"
 

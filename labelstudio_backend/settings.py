@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from labelstudio_backend import redaction
 
 UNTRAINED = "untrained-n"
 
@@ -20,13 +23,23 @@ def default_state_dir() -> Path:
 class Settings(BaseSettings):
     """Everything that can be set, each as an environment variable `YOLONAS_<NAME>`."""
 
-    model_config = SettingsConfigDict(env_prefix="YOLONAS_", extra="ignore", validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix="YOLONAS_", extra="ignore", validate_default=True, hide_input_in_errors=True
+    )
 
     state_dir: Path = Field(
         default_factory=default_state_dir, description="Folder of versions, jobs and cached images."
     )
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 lets other machines in.")
     port: int = Field(default=9090, ge=0, le=65535, description="Port to listen on.")
+    basic_auth_user: str = Field(default="", description="User name that every call but /health must bring, ...")
+    basic_auth_pass: SecretStr | None = Field(default=None, description="... and the password; 8 characters or more.")
+    secret: SecretStr | None = Field(
+        default=None,
+        description="Or a secret, as `Authorization: Bearer SECRET` or as the password of any user; 8 characters or "
+        "more.",
+    )
+    max_body_bytes: int = Field(default=512 * 1024**2, ge=1024, description="A larger request is refused.")
     weights: str = Field(
         default="auto",
         description="What a new project starts from: a checkpoint file, the name of published weights, `untrained-n`, "
@@ -68,8 +81,15 @@ class Settings(BaseSettings):
         default="",
         description="Further hosts images may be fetched from, by commas (`images.example.org,cdn.example.org:8443`).",
     )
+    media_folders: str = Field(
+        default="",
+        description="Folders on this machine that images are read from without HTTP, by colons (`/mnt/share:/data`).",
+    )
     media_cache_bytes: int = Field(default=2 * 1024**3, ge=0, description="Bound of the cache of fetched images.")
     media_max_bytes: int = Field(default=100 * 1024**2, ge=1, description="An image file larger than this is refused.")
+    media_max_pixels: int = Field(
+        default=100_000_000, ge=1, description="An image that declares more pixels is refused before it is decoded."
+    )
     media_seconds: float = Field(default=20.0, gt=0, description="Time-out of one image download.")
 
     video_rate: float = Field(
@@ -111,13 +131,52 @@ class Settings(BaseSettings):
         value = value.strip().rstrip("/")
         if value and not value.startswith(("http://", "https://")):
             raise ValueError(f"label_studio_url is {value!r}; give it with its scheme, like http://localhost:8080")
+        if "@" in value.partition("://")[2].partition("/")[0]:
+            raise ValueError("label_studio_url has a user name or password in it; give it without, and set the token")
         return value
 
-    @field_validator("label_studio_token")
+    @field_validator("label_studio_token", "basic_auth_pass", "secret")
     @classmethod
-    def _stripped_token(cls, value: SecretStr | None) -> SecretStr | None:
+    def _stripped(cls, value: SecretStr | None) -> SecretStr | None:
         text = value.get_secret_value().strip() if value is not None else ""
         return SecretStr(text) if text else None
+
+    @field_validator("basic_auth_pass", "secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value) < redaction.SHORTEST:
+            raise ValueError(
+                f"it has {len(value)} characters, and needs {redaction.SHORTEST} at least; `openssl rand -hex 20` "
+                "makes one"
+            )
+        return value
+
+    @field_validator("media_hosts")
+    @classmethod
+    def _only_hosts(cls, value: str) -> str:
+        for host in split(value, ","):
+            if not re.fullmatch(r"[\w.-]+(:\d+)?|\[[0-9a-fA-F:.]+\](:\d+)?", host):
+                raise ValueError(f"{host!r} is no host; name it without scheme and path, like images.example.org:8443")
+        return value
+
+    @field_validator("media_folders")
+    @classmethod
+    def _only_folders(cls, value: str) -> str:
+        for folder in split(value, os.pathsep):
+            if not Path(folder).is_absolute():
+                raise ValueError(f"{folder!r} is no absolute path")
+            if Path(folder) == Path("/"):
+                raise ValueError("/ would let a task name every file of this machine; name the folders of the images")
+        return value
+
+    @model_validator(mode="after")
+    def _guarded(self) -> Self:
+        if bool(self.basic_auth_user) != bool(self.basic_auth_pass):
+            raise ValueError("YOLONAS_BASIC_AUTH_USER and YOLONAS_BASIC_AUTH_PASS are set together or not at all")
+        secrets = [s.get_secret_value() for s in (self.label_studio_token, self.basic_auth_pass, self.secret) if s]
+        login = f"{self.basic_auth_user}:{self.basic_auth_pass.get_secret_value()}" if self.basic_auth_pass else None
+        redaction.hide(*secrets, login)
+        return self
 
     @property
     def token(self) -> str | None:
@@ -130,6 +189,21 @@ class Settings(BaseSettings):
         return bool(self.label_studio_url and self.label_studio_token)
 
     @property
+    def protected(self) -> bool:
+        """Whether callers must show who they are."""
+        return self.basic_auth_pass is not None or self.secret is not None
+
+    @property
     def extra_media_hosts(self) -> frozenset[str]:
         """`media_hosts` as lower-case `host` or `host:port` entries."""
-        return frozenset(host.strip().lower() for host in self.media_hosts.split(",") if host.strip())
+        return frozenset(host.lower() for host in split(self.media_hosts, ","))
+
+    @property
+    def local_media_folders(self) -> tuple[Path, ...]:
+        """`media_folders` as paths."""
+        return tuple(map(Path, split(self.media_folders, os.pathsep)))
+
+
+def split(value: str, separator: str) -> list[str]:
+    """The parts of a list that are not empty, without the white space around them."""
+    return [part.strip() for part in value.split(separator) if part.strip()]

@@ -1,0 +1,146 @@
+"""The OpenAPI document is the protocol: schemathesis sends what fits it and what does not, to a real server."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+
+from labelstudio_backend.app import Learning, create_app
+from labelstudio_backend.settings import Settings
+from yolonas.inference.detections import Detections
+
+schemathesis = pytest.importorskip("schemathesis")
+GenerationMode = schemathesis.GenerationMode
+
+SECRET = "0f1e2d3c4b5a69788796"
+LOGIN = {"Authorization": f"Bearer {SECRET}"}
+CONFIG = """<View><Image name="image" value="$image"/>
+<RectangleLabels name="label" toName="image"><Label value="Car"/></RectangleLabels></View>"""
+
+
+class FakeModel:
+    names = ("car",)
+    checkpoint = SimpleNamespace(conf=0.25, iou=0.7)
+
+    def predict_batch(self, images: list[np.ndarray], **_: Any) -> list[Detections]:
+        return [Detections(np.array([[0, 0, 9, 9]]), [0.9], [0], self.names, image.shape[:2]) for image in images]
+
+
+class FakeLearning:
+    def enqueue(self, project_key: str, trigger: str) -> int:
+        return 7
+
+    def status(self, job_id: int | str) -> dict[str, Any] | None:
+        return {"job_status": "started"} if str(job_id) == "7" else None
+
+    def hint(self, project_key: str, action: str, payload: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    fake = FakeLearning()
+    settings = Settings(
+        state_dir=tmp_path_factory.mktemp("state"),
+        weights="yolo_nas_s_coco",
+        label_studio_url="",
+        label_studio_token=None,
+        secret=SECRET,
+    )
+    learning = Learning(fake, fake, lambda: None, lambda: None)
+    app = create_app(settings, load=lambda version: FakeModel(), learning=learning)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(10)
+
+
+@pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
+def test_every_route_keeps_to_the_document(backend: str, mode: GenerationMode) -> None:
+    """No 5xx; what fits is taken and what does not is refused, answers are as described, and all need the secret."""
+    document = schemathesis.openapi.from_url(f"{backend}/openapi.json", headers=LOGIN)
+    accepted = document.config.checks.positive_data_acceptance
+    accepted.expected_statuses = [*accepted.expected_statuses, "410"]  # a job that is not there
+    operations = [result.ok() for result in document.get_all_operations()]
+    assert {"/setup", "/predict", "/webhook"} <= {operation.path for operation in operations}
+    for operation in operations:
+        if mode is GenerationMode.NEGATIVE and not operation.body:
+            continue
+
+        @hypothesis_settings(
+            max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        )
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def fuzz(case: Any) -> None:
+            case.call_and_validate(headers=LOGIN)
+
+        fuzz()
+
+
+def test_the_document_names_every_route(backend: str) -> None:
+    answer = httpx.get(f"{backend}/openapi.json", headers=LOGIN)
+    paths = answer.json()["paths"]
+    assert {"/health", "/setup", "/predict", "/webhook", "/versions", "/job_status"} <= set(paths)
+    assert paths["/health"]["get"]["security"] == []
+    assert answer.json()["security"] == [{"basic": []}, {"secret": []}]
+    assert "422" not in answer.text
+    assert httpx.get(f"{backend}/openapi.json").status_code == 401
+
+
+def test_what_label_studio_sends_fits_the_document_and_is_answered(backend: str) -> None:
+    from jsonschema import Draft202012Validator
+
+    body = {"project": "5.1795289898", "schema": CONFIG, "hostname": "http://ls", "extra_params": None}
+    answers = {"/setup": httpx.post(f"{backend}/setup", json=body, headers=LOGIN)}
+    task = {"id": 3, "data": {"image": "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAAC"}}
+    predict = {"tasks": [task], "project": "5.1795289898", "label_config": CONFIG, "params": {"context": None}}
+    answers["/predict"] = httpx.post(f"{backend}/predict", json=predict, headers=LOGIN)
+    paths = httpx.get(f"{backend}/openapi.json", headers=LOGIN).json()["paths"]
+    for path, answer in answers.items():
+        described = paths[path]["post"]
+        assert answer.status_code == 200
+        content = described["responses"]["200"]["content"]["application/json"]
+        Draft202012Validator(content["schema"]).validate(answer.json())
+        asked = described["requestBody"]["content"]["application/json"]["schema"]
+        Draft202012Validator(asked).validate(body if path == "/setup" else predict)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b'{"project": NaN}', b"[" * 100_000, b'{"job": ' + b"7" * 5000 + b"}", rb'{"action": "\udfff"}', b"\xff", b"\0"],
+)
+@pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook", "/job_status"])
+def test_what_is_no_json_is_a_400(backend: str, path: str, raw: bytes) -> None:
+    answer = httpx.post(f"{backend}{path}", content=raw, headers=LOGIN)
+    assert answer.status_code == 400
+    assert list(answer.json()) == ["error"]
+
+
+def test_a_body_too_large_gets_its_answer_over_a_socket(backend: str) -> None:
+    """Also where the client sends all of it before it reads."""
+
+    def chunks() -> Iterator[bytes]:
+        for _ in range(520):
+            yield b"x" * 1024**2
+
+    answer = httpx.post(f"{backend}/predict", content=chunks(), headers=LOGIN, timeout=60)
+    assert answer.status_code == 413
+    assert "YOLONAS_MAX_BODY_BYTES" in answer.json()["error"]

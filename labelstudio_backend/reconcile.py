@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from labelstudio_backend.client import LabelStudio, LabelStudioError
 from labelstudio_backend.corrections import corrections, new_since
 from labelstudio_backend.jobs import Job, Jobs
+from labelstudio_backend.owed import Owed
 from labelstudio_backend.registry import ProjectRegistry, Registry, Version
 from labelstudio_backend.settings import Settings
 from yolonas.errors import YolonasError
@@ -238,7 +239,7 @@ class Reconciler:
         if row["title"] != version.name:
             raise LabelStudioError(f"the title of backend {row['id']} stays {row['title']!r}, not {version.name!r}")
         self._follow(project, names, row, version)
-        if not version.trained:
+        if not version.trained and not Owed(project).due():
             return  # boxes of the start weights come when somebody asks for them
         if rows[0]["id"] != row["id"]:
             self._say(project.key, "another backend comes first, and Label Studio predicts in batches with the first")
@@ -280,13 +281,20 @@ class Reconciler:
             raise LabelStudioError(f"project.model_version stays {shown!r}, not {version.name!r}")
 
     def _predict_again(self, project: ProjectRegistry, known: _Known, version: Version, task_number: int) -> None:
-        """Have Label Studio ask for the predictions that this version has not given yet, in chunks, for one turn."""
+        """Have Label Studio ask for the predictions that this version has not given yet, in chunks, for one turn.
+
+        Of the start weights only for those that somebody asked for and that could not be given in time.
+        """
+        owed = Owed(project)
+        due = None if version.trained else owed.due()
         goal = (version.name, task_number)
         if known.predicted == goal or (known.asked == goal and time.monotonic() < known.retry):
             return
         if known.goal != goal:
             known.goal, known.failures, known.tried = goal, 0, set()
         missing = [task for task in self._missing(project, version) if task not in known.tried]
+        if due is not None:
+            missing = [task for task in missing if task in due]
         began = time.monotonic()
         while missing:
             if self._stopping.is_set() or project.current().name != version.name:
@@ -307,12 +315,17 @@ class Reconciler:
         # "Retrieved N predictions" is also said when the backend failed.
         left = self._missing(project, version) if known.tried else []
         self._drop_twins(project, version, task_number - len(left))
+        if due is None:
+            owed.clear()
+        else:
+            owed.settle(due, left)  # some were predicted meanwhile, or are no tasks any more
+            left = sorted(owed.due().intersection(left))
         if known.tried:
             done, asked = len(known.tried) - len(left), len(known.tried)
             log.info("project %s: %d of %d tasks predicted with %s", project.key, done, asked, version.name)
-        known.asked, known.predicted, known.tried = goal, None if left else goal, set()
+        known.asked, known.predicted, known.tried = goal, None if left or due is not None else goal, set()
+        known.failures, known.retry = known.failures + 1 if left else 0, 0.0
         if left:
-            known.failures += 1
             known.retry = time.monotonic() + min(60.0 * 2 ** min(known.failures - 1, 10), LONGEST_WAIT)
 
     def _drop_twins(self, project: ProjectRegistry, version: Version, predicted: int) -> None:

@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from labelstudio_backend.media import MediaCache, MediaError, brief
+from labelstudio_backend.asked import Asked, level_of
+from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load, Model, Models
+from labelstudio_backend.owed import Owed
 from labelstudio_backend.registry import ProjectRegistry, Registry, RegistryError, Version, project_key
 from labelstudio_backend.scheduler import Level, Picture, Scheduler
 from labelstudio_backend.settings import UNTRAINED, Settings
 from labelstudio_backend.tag_weights import by_weights, problem, start_weights, version_for
-from labelstudio_backend.video import Videos, lowest_score, tracks
-from yolonas.errors import DataError, YolonasError
+from labelstudio_backend.video import NotReachedError, Videos, lowest_score, tracks
+from yolonas.errors import YolonasError
 from yolonas.inference.video import Frame
 from yolonas.labelstudio import (
     Control,
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REASONS = 10  # of failed tasks, logged for one request
-
 
 class BadRequestError(YolonasError):
     """A request whose body is not what Label Studio sends."""
@@ -55,17 +55,6 @@ class _Image:
     value: str
     controls: list[int] = field(default_factory=list)
     video: bool = False
-
-
-@dataclass
-class _Asked:
-    """A /predict request. gone: done once nobody waits for its answer any more."""
-
-    project: ProjectRegistry
-    tasks: list[Mapping[str, Any]]
-    level: Level
-    deadline: float
-    gone: Future[None]
 
 
 class Service:
@@ -219,7 +208,6 @@ class Service:
         task failed or was not reached in `predict_seconds`: Label Studio then asks again later. `gone` is done once
         nobody waits for the answer any more. Raises BadRequestError.
         """
-        deadline = time.monotonic() + self.settings.predict_seconds
         tasks, uid, label_config = body.get("tasks"), body.get("project"), body.get("label_config")
         if not isinstance(tasks, list) or not all(isinstance(task, Mapping) for task in tasks):
             raise BadRequestError('/predict needs "tasks", a list of objects')
@@ -230,7 +218,7 @@ class Service:
             if project is None:  # interactive requests come without a /setup before them
                 project = self._register(self.settings.label_studio_url, uid, label_config)
             wanted = label_config if label_config is not None else project.label_config
-            asked = _Asked(project, tasks, _level(body), deadline, gone or Future())
+            asked = Asked(project, tasks, level_of(body), self.settings.predict_seconds, gone or Future())
             return {"results": self._predict(asked, self._controls(project, wanted))}
         except BadRequestError:
             raise
@@ -240,61 +228,53 @@ class Service:
             logger.exception("project %s: no predictions", uid)
         return {"results": [[] for _ in tasks]}
 
-    def _predict(self, asked: _Asked, controls: list[Control]) -> list[Any]:
+    def _predict(self, asked: Asked, controls: list[Control]) -> list[Any]:
         project, tasks = asked.project, asked.tasks
-        results: list[Any] = [[] for _ in tasks]
         if not controls or not tasks:
-            return results
+            return [[] for _ in tasks]
         try:
             version = project.current()
         except RegistryError:  # no /setup yet
             version = self._start(project, controls)
         version = self._serving(project, version)
-        reasons: dict[int, str] = {}
-        regions: dict[int, list[dict[str, Any]]] = {index: [] for index in range(len(tasks))}
+        owed, everyone = Owed(project), asked.numbers()
+        if asked.level is Level.MANY and self.settings.can_train and not version.trained:
+            owed.promise(everyone)
+        try:
+            results = self._answer(asked, version, controls)
+        except Exception:
+            owed.settle(everyone, everyone)
+            raise
+        owed.settle(everyone, everyone if asked.gone.done() else asked.numbers(asked.late))
+        return results
+
+    def _answer(self, asked: Asked, version: Version, controls: list[Control]) -> list[Any]:
+        results: list[Any] = [[] for _ in asked.tasks]
+        regions: dict[int, list[dict[str, Any]]] = {index: [] for index in range(len(asked.tasks))}
         anything = False
         for served, members in by_weights(version, controls):
             model = self._loaded(asked, served)
-            self._tell_mapping(project, version, controls)
+            self._tell_mapping(asked.project, version, controls)
             maps = {index: map_labels(controls[index], model.names, own=_own(served)) for index in members}
             if not any(label_map.to_label for label_map in maps.values()):
                 continue
             anything = True
-            default = model.checkpoint.conf
-            seen = _images(tasks, controls, members, reasons)
-            images = [image for image in seen if not image.video]
-            looking = {index for image in images for index in image.controls}
-            conf = min((controls[index].lowest_threshold(default) for index in looking), default=default)
-            for image, future in zip(images, self._look_at_images(asked, model, images, conf), strict=True):
-                if future.cancelled():
-                    reasons.setdefault(image.task, self._late())
-                elif (error := future.exception()) is not None:
-                    reasons.setdefault(image.task, str(error))
-                else:
-                    for index in image.controls:
-                        found = to_regions(future.result(), controls[index], maps[index], score_threshold=default)
-                        regions[image.task] += found
             used = {index: (controls[index], label_map) for index, label_map in maps.items()}
-            for video in (image for image in seen if image.video and image.task not in reasons):
-                outcome = self._tracks(asked, served, model, used, video)
-                if isinstance(outcome, str):
-                    reasons[video.task] = outcome
-                else:
-                    regions[video.task] += outcome
+            seen = _images(asked, controls, members)
+            self._answer_images(asked, model, used, [image for image in seen if not image.video], regions)
+            for video in seen:
+                if video.video and video.task not in asked.reasons:
+                    regions[video.task] += self._tracks(asked, served, model, used, video)
         if not anything:
             return results
-        for index in range(len(tasks)):
-            if index in reasons:
-                continue
-            score = task_score(region["score"] for region in regions[index])
-            results[index] = {"model_version": version.name, "score": score, "result": regions[index]}
-        if asked.gone.done():
-            logger.info("project %s: nobody waits for %d tasks any more", project.key, len(tasks))
-        else:
-            self._report(project, version, tasks, reasons, results)
+        for index in range(len(asked.tasks)):
+            if index not in asked.reasons:
+                score = task_score(region["score"] for region in regions[index])
+                results[index] = {"model_version": version.name, "score": score, "result": regions[index]}
+        asked.report(version.name, results)
         return results
 
-    def _loaded(self, asked: _Asked, version: Version) -> Model:
+    def _loaded(self, asked: Asked, version: Version) -> Model:
         loading = self.models.start_loading(version)
         waited: tuple[Future[Any], ...] = (loading, asked.gone)
         wait(waited, asked.deadline - time.monotonic(), FIRST_COMPLETED)
@@ -302,18 +282,33 @@ class Service:
             raise YolonasError(f"{version.name} is still being loaded; it will be asked again")
         return loading.result()
 
-    def _look_at_images(
-        self, asked: _Asked, model: Model, images: list[_Image], conf: float
-    ) -> list[Future[Detections]]:
-        hostname = str(asked.project.metadata().get("hostname", ""))
-        pictures = [
-            Picture((hostname, image.value), partial(self._read, image.value, asked.tasks[image.task], hostname))
-            for image in images
-        ]
-        return self._look(asked, model, pictures, conf)
+    def _answer_images(
+        self,
+        asked: Asked,
+        model: Model,
+        controls: Mapping[int, tuple[Control, LabelMap]],
+        images: list[_Image],
+        regions: dict[int, list[dict[str, Any]]],
+    ) -> None:
+        """Put the regions of the images into `regions`; why an image has none, into `asked`."""
+        default = model.checkpoint.conf
+        looking = {index for image in images for index in image.controls}
+        conf = min((controls[index][0].lowest_threshold(default) for index in looking), default=default)
+        pictures = [asked.picture(image.task, image.value, self.media) for image in images]
+        for image, outcome in zip(images, self._detect(asked, model, pictures, conf), strict=True):
+            if outcome is None:
+                asked.not_reached(image.task)
+            elif isinstance(outcome, str):
+                asked.reasons.setdefault(image.task, outcome)
+            else:
+                for index in image.controls:
+                    control, label_map = controls[index]
+                    regions[image.task] += to_regions(outcome, control, label_map, score_threshold=default)
 
-    def _look(self, asked: _Asked, model: Model, pictures: list[Picture], conf: float) -> list[Future[Detections]]:
-        """Have the images looked at until the deadline, or until nobody waits; what is not done then is cancelled."""
+    def _detect(
+        self, asked: Asked, model: Model, pictures: Sequence[Picture], conf: float
+    ) -> list[Detections | str | None]:
+        """Detections of each picture, or the reason why there are none, or None where it was not reached in time."""
         options = {"conf": conf, "iou": self.settings.iou or None, "max_det": self.settings.max_detections}
         ticket = self.scheduler.submit(
             model, pictures, options, project=asked.project.key, level=asked.level, deadline=asked.deadline
@@ -322,84 +317,49 @@ class Service:
         wait(ticket.futures, asked.deadline - time.monotonic())
         self.scheduler.give_up(ticket)
         wait(ticket.futures)
-        return ticket.futures
+        return [
+            None if future.cancelled() else str(error) if (error := future.exception()) else future.result()
+            for future in ticket.futures
+        ]
 
     def _tracks(
         self,
-        asked: _Asked,
+        asked: Asked,
         served: Version,
         model: Model,
         controls: Mapping[int, tuple[Control, LabelMap]],
         video: _Image,
-    ) -> list[dict[str, Any]] | str:
-        """The regions of a task's video, or the reason why there are none."""
-        task, hostname = asked.tasks[video.task], str(asked.project.metadata().get("hostname", ""))
+    ) -> list[dict[str, Any]]:
+        """The regions of a task's video; why there are none goes into `asked`."""
         default, used = model.checkpoint.conf, [controls[index] for index in video.controls]
         conf = lowest_score((control for control, _ in used), default)
 
         def detect(frames: list[Frame]) -> list[Detections | str]:
             pictures = [Picture((frame.path, frame.index), partial(_pixels, frame)) for frame in frames]
-            looks = self._look(asked, model, pictures, conf)
             return [
-                self._late() if look.cancelled() else str(look.exception() or "") or look.result() for look in looks
+                asked.late_sentence if outcome is None else outcome
+                for outcome in self._detect(asked, model, pictures, conf)
             ]
 
-        number, data = task.get("id"), task.get("data") or {}
+        data = asked.tasks[video.task].get("data") or {}
         try:
-            task_id = number if isinstance(number, int) else None
-            file = self.media.fetch(video.value, task_id=task_id, hostname=hostname, video=True)
+            file = self.media.fetch(video.value, task_id=asked.number(video.task), hostname=asked.hostname, video=True)
             frames = self.videos.look(file, f"{served.name} {conf}", model.names, detect, asked.deadline)
             rates = [control.frames_per_second(data) for control, _ in used]
             found = [
                 tracks(frames, file, control, label_map, rate=rate, default_threshold=default)
                 for (control, label_map), rate in zip(used, rates, strict=True)
             ]
+            return [region for regions in found for region in regions]
+        except NotReachedError as error:
+            asked.late.add(video.task)
+            asked.reasons[video.task] = str(error)
         except YolonasError as error:
-            return str(error)
+            asked.reasons[video.task] = str(error)
         except Exception as error:
-            logger.exception("task %s: its video failed", number)
-            return f"its video failed ({type(error).__name__}: {error})"
-        return [region for regions in found for region in regions]
-
-    def _read(self, value: str, task: Mapping[str, Any], hostname: str) -> np.ndarray:
-        """The pixels of a task's image, uint8 RGB [h, w, 3], EXIF-transposed."""
-        from yolonas.inference.sources import read_image
-
-        identifier = task.get("id")
-        task_id = identifier if isinstance(identifier, int) else None
-        try:
-            content = self.media.fetch(value, task_id=task_id, hostname=hostname).read_bytes()
-        except FileNotFoundError:  # evicted between the two calls
-            content = self.media.fetch(value, task_id=task_id, hostname=hostname).read_bytes()
-        try:
-            return read_image(content)
-        except DataError as error:
-            self.media.forget(value)  # so that a mended file is seen
-            raise MediaError(f"{brief(value)} {str(error).removeprefix('<bytes> ')}") from None
-
-    def _late(self) -> str:
-        return f"not reached in {self.settings.predict_seconds:g} s (YOLONAS_PREDICT_SECONDS); it will be asked again"
-
-    def _report(
-        self,
-        project: ProjectRegistry,
-        version: Version,
-        tasks: list[Mapping[str, Any]],
-        reasons: dict[int, str],
-        results: list[Any],
-    ) -> None:
-        done = sum(isinstance(result, dict) for result in results)
-        logger.info("project %s: %d of %d tasks predicted by %s", project.key, done, len(tasks), version.name)
-        grouped: dict[str, list[str]] = {}
-        for index, reason in sorted(reasons.items()):
-            grouped.setdefault(reason, []).append(str(tasks[index].get("id")))
-        for reason, numbers in list(grouped.items())[:REASONS]:
-            more = f" and {len(numbers) - 5} more" if len(numbers) > 5 else ""
-            logger.warning(
-                "project %s: no prediction for task %s%s: %s", project.key, ", ".join(numbers[:5]), more, reason
-            )
-        if len(grouped) > REASONS:
-            logger.warning("project %s: and %d more reasons like these", project.key, len(grouped) - REASONS)
+            logger.exception("task %s: its video failed", asked.number(video.task))
+            asked.reasons[video.task] = f"its video failed ({type(error).__name__}: {error})"
+        return []
 
 
 def served_controls(label_config: str | None) -> list[Control]:
@@ -455,31 +415,21 @@ def _labels(controls: list[Control]) -> list[str]:
     return list(dict.fromkeys(label for control in controls for label in control.labels))
 
 
-def _level(body: Mapping[str, Any]) -> Level:
-    """Interactive requests carry a context; a task that is opened and one of the label stream look the same."""
-    params = body.get("params")
-    if isinstance(params, Mapping) and params.get("context"):
-        return Level.DRAWING
-    return Level.OPENED if len(body["tasks"]) == 1 else Level.MANY
-
-
 def _pixels(frame: Frame) -> np.ndarray:
     return frame.image
 
 
-def _images(
-    tasks: list[Mapping[str, Any]], controls: list[Control], members: list[int], reasons: dict[int, str]
-) -> list[_Image]:
-    """The pictures and videos that these controls look at; a task without one gets its reason into `reasons`."""
+def _images(asked: Asked, controls: list[Control], members: list[int]) -> list[_Image]:
+    """The pictures and videos that these controls look at; a task without one gets its reason into `asked`."""
     images: list[_Image] = []
-    for index, task in enumerate(tasks):
+    for index, task in enumerate(asked.tasks):
         data = task.get("data")
         found: dict[tuple[str, str], _Image] = {}
         for number in members:
             control = controls[number]
             value = control.task_value(data) if isinstance(data, Mapping) else None
             if value is None:
-                reasons[index] = (
+                asked.reasons[index] = (
                     f'its data has no text under "{control.data_key}", where the label config looks for the '
                     f"{control.media}"
                 )

@@ -1,19 +1,28 @@
 from __future__ import annotations
 
+import base64
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
 from labelstudio_backend import reconcile
 from labelstudio_backend.client import LabelStudioError
 from labelstudio_backend.jobs import Jobs
+from labelstudio_backend.media import MediaCache
+from labelstudio_backend.owed import Owed
 from labelstudio_backend.reconcile import Reconciler
 from labelstudio_backend.registry import ProjectRegistry, Registry
+from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
+from yolonas.inference.detections import Detections
 
 CREATED = "2026-11-21T19:38:18.810449Z"
 UID = "5.1795289898"
@@ -390,3 +399,148 @@ def test_label_studio_away_is_waited_for_and_said_once(tmp_path: Path, caplog: p
             bench.reconciler.stop()
     assert sum("will look again" in record.message for record in caplog.records) == 1
     assert any("answers again" in record.message for record in caplog.records)
+
+
+# -- what somebody asked of the start weights, and did not get in time
+
+
+class Asking:
+    """The backend as Label Studio asks it: predictions it gives are stored, `[]` is not."""
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.bench, self.studio = bench, bench.studio
+        self.enough_for = 10**9  # images, then the time for the request is over
+        self.looked = 0
+        self.broken = ""
+        self.service = self.start()
+        monkeypatch.setattr(bench.studio, "retrieve_predictions", self.retrieve)
+
+    def start(self) -> Service:
+        fixed: dict[str, Any] = {"label_studio_url": "http://ls", "label_studio_token": "x" * 40}
+        changed = Settings(state_dir=self.bench.settings.state_dir, **fixed)
+        return Service(changed, self.bench.registry, MediaCache(changed, None), load=lambda version: self)
+
+    names, checkpoint, device = ("Car",), SimpleNamespace(conf=0.25, iou=0.7), "cpu"
+
+    def predict_batch(self, images: list[np.ndarray], **_: Any) -> list[Detections]:
+        self.looked += 1
+        if self.looked > self.enough_for:
+            for ticket in list(self.service.scheduler._tickets):
+                self.service.scheduler.give_up(ticket)
+        return [Detections(np.zeros((0, 4)), [], [], self.names, image.shape[:2]) for image in images]
+
+    def ask(self, tasks: Sequence[int], gone: Future[None] | None = None) -> list[Any]:
+        picture = [{"id": n, "data": {"image": self.broken if n == 3 and self.broken else grey(n)}} for n in tasks]
+        body = {"tasks": picture, "project": UID, "label_config": CONFIG}
+        return self.service.predict(body, gone)["results"]
+
+    def retrieve(self, project: int, tasks: Sequence[int]) -> None:
+        self.studio.asked.append(list(tasks))
+        for number, result in zip(tasks, self.ask(tasks), strict=True):
+            if result:
+                self.studio.given[number].append(result["model_version"])
+
+
+def grey(number: int) -> str:
+    ok, content = cv2.imencode(".png", np.full((2, 2 + number, 3), number % 256, np.uint8))
+    assert ok
+    return "data:image/png;base64," + base64.b64encode(content.tobytes()).decode()
+
+
+@pytest.fixture
+def asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asking]:
+    bench = Bench(tmp_path)
+    bench.studio = FakeLabelStudio(300)
+    bench.studio.serving = bench.project.current().name
+    bench.reconciler._client = bench.studio  # type: ignore[assignment]
+    asking = Asking(bench, monkeypatch)
+    yield asking
+    asking.service.close()
+
+
+def test_a_batch_action_that_was_answered_in_part_is_finished_with_nothing_doubled(asking: Asking) -> None:
+    asking.enough_for = 40
+    asking.retrieve(5, range(1, 301))
+    v0, given = asking.studio.serving, asking.studio.given
+    first = {number for number in given if given[number]}
+    assert len(first) == 40
+    asking.enough_for = 10**9
+    while len(asking.studio.asked) < 2 or asking.bench.project.key in asking.bench.reconciler._hinted:
+        asking.bench.reconcile()
+    assert all(versions == [v0] for versions in given.values())
+    assert not first.intersection(*asking.studio.asked[1:]), "what has its prediction is not asked again"
+    asked = len(asking.studio.asked)
+    asking.bench.reconcile()
+    assert len(asking.studio.asked) == asked
+
+
+def test_only_what_was_asked_for_is_predicted_by_the_start_weights(asking: Asking) -> None:
+    asking.enough_for = 2
+    asking.retrieve(5, range(1, 11))
+    asking.enough_for = 10**9
+    asking.bench.reconcile()
+    assert {number for number, versions in asking.studio.given.items() if versions} == set(range(1, 11))
+
+
+def test_a_task_that_cannot_be_predicted_is_not_owed(asking: Asking) -> None:
+    asking.broken, asking.enough_for = "data:image/png;base64,AAAA", 4
+    asking.retrieve(5, range(1, 11))
+    asking.enough_for = 10**9
+    for _ in range(3):
+        asking.bench.reconcile()
+    assert [number for number in range(1, 11) if not asking.studio.given[number]] == [3]
+    assert Owed(asking.bench.project).due() == set()
+
+
+def test_what_the_client_gave_up_on_is_owed_and_what_one_task_asked_for_is_not(asking: Asking) -> None:
+    gone: Future[None] = Future()
+    gone.set_result(None)
+    assert asking.ask([1, 2, 3], gone) == [[], [], []]
+    assert Owed(asking.bench.project).due() == {1, 2, 3}
+    asking.ask([4], gone)
+    assert Owed(asking.bench.project).due() == {1, 2, 3}
+    asking.ask([2])
+    assert Owed(asking.bench.project).due() == {1, 3}
+
+
+def test_a_killed_server_owes_what_it_was_working_on(asking: Asking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labelstudio_backend.owed.GIVEN_UP_SECONDS", 0.0)
+
+    def killed(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(asking.service.models, "start_loading", killed)
+    with pytest.raises(KeyboardInterrupt):
+        asking.ask([1, 2, 3])
+    assert Owed(asking.bench.project).due() == {1, 2, 3}
+    monkeypatch.undo()
+    asking.service.close()
+    asking.service = asking.start()
+    monkeypatch.setattr(asking.studio, "retrieve_predictions", asking.retrieve)
+    asking.bench.reconcile()
+    assert [number for number, versions in asking.studio.given.items() if versions] == [1, 2, 3]
+    assert Owed(asking.bench.project).due() == set()
+
+
+def test_a_request_that_is_being_answered_is_not_asked_for_twice(asking: Asking) -> None:
+    during: list[int] = []
+
+    def reconcile_meanwhile(images: list[np.ndarray], **options: Any) -> list[Detections]:
+        asking.bench.reconcile()
+        during.append(len(asking.studio.asked))
+        return Asking.predict_batch(asking, images, **options)
+
+    asking.predict_batch = reconcile_meanwhile  # type: ignore[method-assign]
+    asking.retrieve(5, [1, 2])
+    assert during == [1, 1]
+
+
+def test_what_start_weights_owe_is_no_matter_once_a_trained_version_has_predicted_all(asking: Asking) -> None:
+    asking.enough_for = 2
+    asking.retrieve(5, range(1, 11))
+    asking.enough_for = 10**9
+    v1 = asking.bench.publish()
+    asking.service.preload(asking.bench.project.key)
+    while not all(v1 in versions for versions in asking.studio.given.values()):
+        asking.bench.reconcile()
+    assert Owed(asking.bench.project).due() == set()

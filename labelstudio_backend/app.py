@@ -106,7 +106,8 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     )
     app.add_middleware(Protection, settings=settings)
     openapi.describe(app, settings)
-    app.state.service = service
+    app.state.service, app.state.learning = service, learning
+    app.state.take_event = lambda body: _webhook(service, learning, body)  # for who hosts otherwise: see ml_base
     predicting = 0
 
     async def answer(pool: ThreadPoolExecutor, work: Callable[[Any], Any], request: Request) -> Response:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 import httpx
 
+from labelstudio_backend.redaction import hide, redact
 from yolonas.errors import YolonasError
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class LabelStudioError(YolonasError):
     """A call to Label Studio that failed; `status` is its HTTP status, None when there was no answer."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
-        super().__init__(message)
+        super().__init__(redact(message))
         self.status = status
 
 
@@ -52,6 +53,7 @@ class LabelStudio:
     ) -> None:
         self.url = url.rstrip("/")
         self._token = token or ""
+        hide(token)
         self._personal = self._token.count(".") == 2
         self._access = ""
         self._access_until = 0.0

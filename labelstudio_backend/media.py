@@ -1,41 +1,47 @@
 """What a task holds for an image -> a local file, through a cache of bounded size.
 
 Only two kinds of hosts are ever asked: Label Studio at the configured address, with the token, and the hosts of
-`YOLONAS_MEDIA_HOSTS`, without it. Label Studio may name itself differently in its tasks (LABEL_STUDIO_HOST): such a URL
-is rewritten to the configured address, so that no request goes where a task points.
+`YOLONAS_MEDIA_HOSTS`, without it; besides, the links that Label Studio signs for the storages of a project. Label
+Studio may name itself differently in its tasks (LABEL_STUDIO_HOST): such a URL is rewritten to the configured address,
+so that no request goes where a task points.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import logging
-import os
 import re
-import secrets
-import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+from urllib.parse import parse_qs, unquote, unquote_to_bytes, urljoin, urlsplit
 
 import httpx
 
-from labelstudio_backend.client import CONNECT_SECONDS, DIRECT, LabelStudio, LabelStudioError
+from labelstudio_backend.addresses import PORTS, AddressError, address, below, host, origin, relative
+from labelstudio_backend.client import CONNECT_SECONDS, LabelStudio, LabelStudioError
+from labelstudio_backend.egress import Egress, ForbiddenError, Trust
+from labelstudio_backend.file_cache import FileCache
+from labelstudio_backend.redaction import redact
 from labelstudio_backend.settings import Settings
 from yolonas.errors import YolonasError
+from yolonas.inference import image_header
 
 logger = logging.getLogger(__name__)
 
-_FILES = ("data/", "storage-data/", "tasks/", "projects/", "static/")  # where Label Studio serves files
-_TEMPORARY = ".tmp-"
-_PROTECT_SECONDS = 60.0  # a file just fetched is about to be read: the bound may be exceeded that long
+_RESOLVED = r"(tasks|projects)/\d+/(resolve|presign)/$"  # the answer is a signed link, or the file itself
+_SERVED = re.compile(rf"(data|storage-data|static)/.|{_RESOLVED}")  # where Label Studio serves files
+_LOCAL_FILES = "data/local-files/"
 _REDIRECTS = 3
 
 
 class MediaError(YolonasError):
     """An image that cannot be had."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(redact(sentence))
 
 
 @dataclass(frozen=True)
@@ -43,18 +49,24 @@ class _Limits:
     """Of one download, and how the settings that hold them begin."""
 
     bytes: int
+    pixels: int | None
     seconds: float
     name: str
 
     @classmethod
     def of(cls, settings: Settings, video: bool) -> _Limits:
         if video:
-            return cls(settings.video_max_bytes, settings.video_seconds, "VIDEO")
-        return cls(settings.media_max_bytes, settings.media_seconds, "MEDIA")
+            return cls(settings.video_max_bytes, None, settings.video_seconds, "VIDEO")
+        return cls(settings.media_max_bytes, settings.media_max_pixels, settings.media_seconds, "MEDIA")
 
     def too_large(self, value: str) -> MediaError:
         setting = f"YOLONAS_{self.name}_MAX_BYTES"
         return MediaError(f"{brief(value)} is larger than {self.bytes} bytes; raise {setting} to allow it")
+
+    def check_pixels(self, content: bytes, value: str) -> None:
+        if self.pixels is not None and (pixels := image_header.pixels(content)) > self.pixels:
+            advice = "raise YOLONAS_MEDIA_MAX_PIXELS to allow it"
+            raise MediaError(f"{brief(value)} declares {pixels} pixels, more than {self.pixels}; {advice}")
 
 
 class MediaCache:
@@ -68,60 +80,84 @@ class MediaCache:
         self, settings: Settings, client: LabelStudio | None, *, transport: httpx.BaseTransport | None = None
     ) -> None:
         self.folder = settings.state_dir / "media"
+        self._files = FileCache(self.folder, settings.media_cache_bytes)
         self._settings = settings
         self._client = client
         self._http = httpx.Client(
             timeout=httpx.Timeout(settings.media_seconds, connect=CONNECT_SECONDS),
             follow_redirects=False,
-            transport=transport,
-            mounts=DIRECT,
+            transport=transport or Egress(self._trust),
             headers={"User-Agent": "yolonas"},
         )
-        self._bytes: int | None = None  # what the folder holds, as far as this process knows
-        self._writes = 0
-        self._guard = threading.Lock()
 
     def close(self) -> None:
         self._http.close()
 
     def fetch(self, value: str, *, task_id: int | None = None, hostname: str = "", video: bool = False) -> Path:
-        """A local file with the content of a task's image, or of its video, for which other limits hold.
+        """A local file with the content of a task's image or video: one of the cache, or of `YOLONAS_MEDIA_FOLDERS`.
 
-        `value`: `/data/upload/...`, `/data/local-files/?d=...`, a URL of Label Studio's or of an allowed host, a
-        `data:` URL, or a cloud URI such as `s3://...`, which Label Studio resolves for the task `task_id`.
-        `hostname`: the address under which Label Studio named itself at /setup. Raises MediaError: one sentence that
-        says what to do.
+        `value`: `/data/upload/...`, `/data/local-files/?d=...`, a URL of Label Studio's or of an allowed host, a path
+        in an allowed folder, a `data:` URL, or a cloud URI such as `s3://...`, which Label Studio resolves for the task
+        `task_id`. `hostname`: the address under which Label Studio named itself at /setup. Raises MediaError: one
+        sentence that says what to do.
         """
         limits = _Limits.of(self._settings, video)
-        path = self._path(value)
-        try:
-            os.utime(path)  # last used now
-            return path
-        except FileNotFoundError:
-            pass
+        if (own := self._local_file(value, hostname, limits)) is not None:
+            return own
+        key = f"{self._settings.label_studio_url}\n{value}"
+        if (cached := self._files.get(key)) is not None:
+            return cached
         if value.startswith("data:"):
             content = self._decode(value, limits)
         else:
-            url, own = self._locate(value, task_id, hostname)
-            content = self._download(url, own=own, shown=brief(value), limits=limits)
+            url, of_label_studio = self._locate(value, task_id, hostname)
+            content = self._download(url, own=of_label_studio, shown=brief(value), limits=limits)
+        limits.check_pixels(content, value)
         try:
-            self._store(path, content)
+            return self._files.put(key, content)
         except OSError as error:
             raise MediaError(
                 f"{brief(value)} could not be kept in {self.folder} ({error.strerror or error}); free some disk space "
                 "or set YOLONAS_STATE_DIR to a folder that can be written"
             ) from error
-        return path
 
     def forget(self, value: str) -> None:
         """Drop the cached file, so that the next fetch asks again; for who found it unreadable."""
-        self._path(value).unlink(missing_ok=True)
+        self._files.drop(f"{self._settings.label_studio_url}\n{value}")
 
     # -- where -------------------------------------------------------------------------------------------------
 
-    def _path(self, value: str) -> Path:
-        digest = hashlib.sha256(f"{self._settings.label_studio_url}\n{value}".encode()).hexdigest()
-        return self.folder / digest[:2] / digest
+    def _local_file(self, value: str, hostname: str, limits: _Limits) -> Path | None:
+        """The file that a task names, where it lies in one of the allowed folders."""
+        folders = self._settings.local_media_folders
+        if not folders or value.startswith("data:") or (name := self._local_name(value, hostname)) is None:
+            return None
+        path = find_file(name, folders)
+        if path is not None:
+            try:
+                if path.stat().st_size > limits.bytes:
+                    raise limits.too_large(value)
+                if limits.pixels is not None:
+                    limits.check_pixels(path.read_bytes(), value)
+            except OSError as error:
+                raise MediaError(
+                    f"{path} cannot be read ({error.strerror}); let the user of this backend read it"
+                ) from None
+        return path
+
+    def _local_name(self, value: str, hostname: str) -> str | None:
+        """What `?d=` says, or a path."""
+        try:
+            parts = urlsplit(value)
+        except ValueError:
+            return None
+        if parts.scheme == "file":
+            return unquote(parts.path)
+        bases = (self._settings.label_studio_url, hostname)
+        known = not parts.scheme or any(below(value, base) for base in bases)
+        if known and relative(parts.path, *bases) == _LOCAL_FILES:
+            return _named_file(parts.query)
+        return value if value.startswith("/") and not value.startswith("//") else None
 
     def _locate(self, value: str, task_id: int | None, hostname: str) -> tuple[str, bool]:
         """URL to ask, and whether it is Label Studio's."""
@@ -131,24 +167,27 @@ class MediaCache:
         except ValueError as error:
             raise MediaError(f"{brief(value)!r} is no image address ({error})") from None
         if parts.scheme in ("http", "https"):
+            try:
+                url = address(value)
+            except AddressError as error:
+                raise MediaError(f"{brief(value)!r} {error}") from None
             for own in (base, hostname):
-                if own and _below(value, own):
-                    return self._label_studio(_relative(parts.path, own), parts.query, value), True
-            if (
-                _host(value) in self._settings.extra_media_hosts
-                or (parts.hostname or "") in self._settings.extra_media_hosts
-            ):
-                return value, False
-            raise MediaError(
-                f"{brief(value)} is on {_host(value)}, from which images are not fetched; if you trust that host, "
-                "add it to YOLONAS_MEDIA_HOSTS"
-            )
+                if below(value, own):
+                    return self._label_studio(relative(parts.path, own), parts.query, value), True
+            if not self._named(url):
+                raise MediaError(
+                    f"{brief(value)} is on {host(value)}, from which images are not fetched; if you trust that host, "
+                    "add it to YOLONAS_MEDIA_HOSTS"
+                )
+            return value, False
+        if parts.scheme == "file":
+            raise MediaError(f"{brief(value)} is not in one of the folders of YOLONAS_MEDIA_FOLDERS")
         if value.startswith("/") and not value.startswith("//"):
-            return self._label_studio(_relative(parts.path, base), parts.query, value), True
+            return self._label_studio(relative(parts.path, base, hostname), parts.query, value), True
         if parts.scheme and parts.netloc:
             if task_id is None:
                 raise MediaError(f"{brief(value)} can only be had through Label Studio, for a task with an ID")
-            uri = base64.urlsafe_b64encode(value.encode()).decode()
+            uri = base64.urlsafe_b64encode(value.encode(errors="replace")).decode()
             return self._label_studio(f"tasks/{task_id}/resolve/", f"fileuri={uri}", value), True
         raise MediaError(
             f"{brief(value)!r} is no image address; a task needs a URL, /data/upload/..., /data/local-files/?d=... or "
@@ -162,10 +201,25 @@ class MediaCache:
                 f"{brief(value)} is a file of Label Studio's, whose address is not known here; set "
                 "YOLONAS_LABEL_STUDIO_URL and YOLONAS_LABEL_STUDIO_TOKEN"
             )
-        segments = unquote_to_bytes(path).split(b"/")
-        if b".." in segments or b"." in segments or not path.startswith(_FILES):
+        segments = re.split(r"[/\\]", unquote(path))
+        segments += re.split(r"[/\\]", _named_file(query) or "") if path == _LOCAL_FILES else []
+        if ".." in segments or "." in segments or _SERVED.match(path) is None:
             raise MediaError(f"{brief(value)} is not an address under which Label Studio serves files")
         return f"{base}/{path}" + (f"?{query}" if query else "")
+
+    def _trust(self, url: httpx.URL) -> Trust:
+        if origin(str(url)) == origin(self._settings.label_studio_url):
+            return Trust.OWN
+        return Trust.NAMED if self._named(url) else Trust.STRANGER
+
+    def _named(self, url: httpx.URL) -> bool:
+        """Whether YOLONAS_MEDIA_HOSTS has the host; there a name without a port stands for ports 80 and 443."""
+        named, port = self._settings.extra_media_hosts, url.port or PORTS.get(url.scheme)
+        for name in {url.host, url.raw_host.decode("ascii")}:
+            plain = f"[{name}]" if ":" in name else name
+            if f"{plain}:{port}" in named or (plain in named and port in PORTS.values()):
+                return True
+        return False
 
     # -- how ---------------------------------------------------------------------------------------------------
 
@@ -187,20 +241,22 @@ class MediaCache:
         redirects, tries = 0, 2
         while True:
             tries -= 1
-            authorized = own and _below(url, self._settings.label_studio_url)
+            authorized = own and below(url, self._settings.label_studio_url)
             try:
                 headers = self._client.authorization() if authorized and self._client is not None else {}
                 with self._http.stream("GET", url, headers=headers) as answer:
                     if answer.is_success:
                         return self._body(answer, deadline, shown, limits)
                     status, location = answer.status_code, answer.headers.get("location", "")
+            except ForbiddenError as error:
+                raise MediaError(f"{shown} is not fetched: {error}") from None
             except (httpx.HTTPError, httpx.InvalidURL) as error:
                 passing = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.ReadTimeout)
                 if passing and tries > 0 and time.monotonic() < deadline:
                     continue
                 reason = str(error) or type(error).__name__
                 advice = "check that it runs" + (" and that YOLONAS_LABEL_STUDIO_URL is its address" if own else "")
-                raise MediaError(f"{shown} could not be fetched from {_host(url)} ({reason}); {advice}") from error
+                raise MediaError(f"{shown} could not be fetched from {host(url)} ({reason}); {advice}") from error
             except LabelStudioError as error:
                 raise MediaError(f"{shown} could not be fetched: {error}") from error
             if 300 <= status < 400 and location:
@@ -215,7 +271,7 @@ class MediaCache:
                 time.sleep(0.3)
                 continue
             raise MediaError(
-                f"{shown} could not be fetched: {_host(url)} answered {status}; {_advice(status, authorized)}"
+                f"{shown} could not be fetched: {host(url)} answered {status}; {_advice(status, authorized)}"
             )
 
     def _body(self, answer: httpx.Response, deadline: float, shown: str, limits: _Limits) -> bytes:
@@ -239,89 +295,47 @@ class MediaCache:
         return bytes(content)
 
     def _redirected(self, url: str, location: str, *, own: bool, shown: str, redirects: int) -> str:
-        target = urljoin(url, location)
+        """Where a redirect leads, if it may be followed.
+
+        Label Studio redirects to its own files, and from resolve/ and presign/ to the signed link of a storage, which
+        gets no token and may lead to any public address. All others lead to the same host, or to one that is named.
+        """
         base = self._settings.label_studio_url
-        # the answer of resolve/ is a presigned URL of the project's own cloud storage; it gets no token
-        presigned = own and re.search(r"/(tasks|projects)/\d+/(resolve|presign)/$", urlsplit(url).path) is not None
-        within = _below(target, base) if own else _host(target) in {_host(url), *self._settings.extra_media_hosts}
-        safe = urlsplit(target).scheme in ("http", "https") and (presigned or within)
+        target = urljoin(url, location)
+        try:
+            parsed = address(target)
+        except AddressError:
+            raise MediaError(f"{shown} redirects to an address that is none, which is not followed") from None
+        if own and below(url, base):
+            signed = re.search(f"/{_RESOLVED}", urlsplit(url).path) is not None
+            safe = below(target, base) or (signed and origin(target) != origin(base))
+        else:
+            safe = origin(target) == origin(url) or self._named(parsed)
         if redirects > _REDIRECTS or not safe:
             advice = (
                 "set YOLONAS_LABEL_STUDIO_URL to the final address" if own else "add that host to YOLONAS_MEDIA_HOSTS"
             )
-            raise MediaError(f"{shown} redirects to {_host(target)}, which is not followed; {advice}")
+            raise MediaError(f"{shown} redirects to {host(target)}, which is not followed; {advice}")
         return target
 
-    # -- the folder --------------------------------------------------------------------------------------------
 
-    def _store(self, path: Path, content: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
+def _named_file(query: str) -> str | None:
+    return parse_qs(query).get("d", [None])[0]
+
+
+def find_file(name: str, folders: Sequence[Path]) -> Path | None:
+    """The regular file of this absolute path, or path relative to a folder, if it is in one of the folders.
+
+    It is the file that counts, with its symbolic links and `..` followed, not its name.
+    """
+    for candidate in [Path(name)] if name.startswith("/") else [folder / name for folder in folders]:
         try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        with self._guard:
-            self._writes += 1
-            if self._bytes is not None:
-                self._bytes += len(content)
-            # other processes write too: look at the folder itself now and then
-            if self._bytes is None or self._bytes > self._settings.media_cache_bytes or self._writes % 256 == 0:
-                self._bytes = self._evict()
-
-    def _evict(self) -> int:
-        """Delete the least recently used files down to 90 % of the bound where it is exceeded; returns what is left."""
-        now, files = time.time(), []
-        for path in self.folder.glob("*/*"):
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                continue  # another process evicted it
-            if path.name.startswith(_TEMPORARY) and now - status.st_mtime > 3600:
-                path.unlink(missing_ok=True)  # of a killed process
-            else:
-                files.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in files)
-        if total <= self._settings.media_cache_bytes:
-            return total
-        for used, size, path in sorted(files):
-            if total <= 0.9 * self._settings.media_cache_bytes or now - used < _PROTECT_SECONDS:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
-        return total
-
-
-def _host(url: str) -> str:
-    return urlsplit(url).netloc.rpartition("@")[2].lower()
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    return parts.scheme, parts.hostname, port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _below(url: str, base: str) -> bool:
-    """Whether the URL is under the base: same origin, and the base's sub-path."""
-    if not base or _origin(url) != _origin(base) or "@" in urlsplit(url).netloc:
-        return False
-    prefix = urlsplit(base).path.rstrip("/")
-    path = urlsplit(url).path
-    return path == prefix or path.startswith(prefix + "/")
-
-
-def _relative(path: str, base: str) -> str:
-    """A path of Label Studio's without its sub-path and leading slash."""
-    prefix = urlsplit(base).path.rstrip("/")
-    if prefix and path.startswith(prefix + "/"):
-        path = path[len(prefix) :]
-    return path.lstrip("/")
+            real = candidate.resolve(strict=True)
+            if real.is_file() and any(real.is_relative_to(folder.resolve()) for folder in folders):
+                return real
+        except (OSError, RuntimeError, ValueError):  # not there, a circle of links, a name that is none
+            continue
+    return None
 
 
 def brief(value: str) -> str:
@@ -329,7 +343,7 @@ def brief(value: str) -> str:
     if value.startswith("data:"):
         return value[:30] + "..."
     path, mark, query = value.partition("?")
-    return (path + mark + query if query.startswith("d=") else path)[:200]
+    return redact((path + mark + query.partition("&")[0] if query.startswith("d=") else path)[:200])
 
 
 def _advice(status: int, authorized: bool) -> str:

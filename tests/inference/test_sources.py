@@ -129,8 +129,9 @@ def bomb(kind: str, side: int = 50_000) -> bytes:
     elif kind == "GIF":
         data[6:10] = struct.pack("<HH", side, side)
     elif kind == "JPEG2000":
-        box = data.index(b"ihdr")
-        data[box + 4 : box + 12] = struct.pack(">II", side, side)
+        for mark, offset in ((b"ihdr", 4), (b"\xff\x4f\xff\x51", 8)):
+            begin = data.index(mark) + offset
+            data[begin : begin + 8] = struct.pack(">II", side, side)
     else:  # TIFF: width and height are the first tags of the directory
         (directory,) = struct.unpack("<I", data[4:8])
         for tag in (0, 1):
@@ -148,6 +149,34 @@ def test_a_file_that_declares_endless_pixels_is_refused_undecoded(
     with pytest.raises(DataError, match=r"bomb\.jpg declares 2500000000 pixels"):
         read_image(tmp_path / "bomb.jpg")
     assert image_header.pixels(bomb(kind, 20)) == 400
+
+
+@pytest.mark.parametrize(
+    "suffix", [".webp", ".avif", ".tiff", ".ppm", ".pgm", ".pbm", ".pam", ".pfm", ".hdr", ".ras", ".jp2"]
+)
+def test_what_opencv_writes_tells_its_size_before_it_is_decoded(suffix: str) -> None:
+    image = smooth().astype(np.float32) if suffix in (".pfm", ".hdr") else smooth()
+    data = cv2.imencode(suffix, image[..., :1] if suffix in (".pgm", ".pbm") else image)[1].tobytes()
+    assert image_header.pixels(data) == image.shape[0] * image.shape[1]
+    assert image_header.pixels(data[:5]) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("WEBP", {"lossless": True}),
+        ("WEBP", {"exif": with_orientation(1)}),  # the extended form
+        ("TIFF", {"big_tiff": True}),
+        ("JPEG2000", {"no_jp2": True}),
+    ],
+)
+def test_rarer_forms_tell_their_size_too(kind: str, options: dict[str, Any]) -> None:
+    image = smooth()
+    assert image_header.pixels(encoded(image, kind, **options)) == image.shape[0] * image.shape[1]
+
+
+def test_comments_in_the_header_of_a_netpbm_file() -> None:
+    assert image_header.pixels(b"P6\n# made by\n# hand\n 30000 # wide\n 20000\n255\n") == 600_000_000
 
 
 def test_arrays_are_checked_and_passed_on() -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from collections.abc import Iterator
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _EXIF_ORIENTATION = 0x0100, 0x0101, 0x0112
+_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG and BigTIFF's LONG8
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start-of-frame markers; C4, C8, CC are tables and extensions
+# Netpbm (P1 to P6, PF), PAM and Radiance write the size as text.
+_SIZE_IN_TEXT = re.compile(
+    rb"P[1-6Ff](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})"
+    rb"|P7\s(?=(?:.*\n)*?WIDTH (\d{1,9}))(?=(?:.*\n)*?HEIGHT (\d{1,9}))"
+    rb"|#\?(?:.*\n)*?[-+][XY] (\d{1,9}) [-+][XY] (\d{1,9})"
+)
 _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 
 
@@ -40,11 +49,20 @@ def pixels(data: bytes) -> int:
             width, height = struct.unpack("<HH", data[6:10])
         elif data.startswith(b"BM") and data[14:18] != b"\x0c\0\0\0":  # not OS/2's, of 65535 px at most
             width, height = struct.unpack("<ii", data[18:26])
-        elif data.startswith((b"II*\0", b"MM\0*")):
+        elif data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
             tags = _tiff_tags(data)
             width, height = tags.get(_TIFF_WIDTH, 0), tags.get(_TIFF_HEIGHT, 0)
-        elif (box := data.find(b"ihdr", 0, 256)) > 0:  # JPEG 2000
-            height, width = struct.unpack(">II", data[box + 4 : box + 12])
+        elif data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+            width, height = _webp_size(data)
+        elif data[4:8] == b"ftyp" and b"avif" in data[8 : int.from_bytes(data[:4])]:  # the largest of its images
+            width, height = max(_words(data, b"ispe", 8), key=math.prod, default=(0, 0))
+        elif data.startswith((b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  ")):  # JPEG 2000: the file and its code stream
+            found = [*_words(data, b"\xff\x4f\xff\x51", 8), *_words(data, b"ihdr", 4)]
+            width, height = max(found, key=math.prod, default=(0, 0))
+        elif data.startswith(b"\x59\xa6\x6a\x95"):  # Sun raster
+            width, height = struct.unpack(">II", data[4:12])
+        elif (text := _SIZE_IN_TEXT.match(data, 0, 4096)) is not None:
+            width, height = (int(number) for number in text.groups() if number is not None)
         else:
             for marker, start, end in _jpeg_segments(data):
                 if marker in _SOF and end - start >= 5:
@@ -52,6 +70,26 @@ def pixels(data: bytes) -> int:
     except struct.error:  # cut off
         return 0
     return abs(width * height)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    if data[12:16] == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L":
+        (bits,) = struct.unpack("<I", data[21:25])
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    width, height = struct.unpack("<HH", data[26:30])
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _words(data: bytes, mark: bytes, offset: int) -> Iterator[tuple[int, int]]:
+    """The two big-endian words that stand `offset` bytes after the begin of each mark."""
+    position = data.find(mark)
+    while position >= 0:
+        pair = data[position + offset : position + offset + 8]
+        if len(pair) == 8:
+            yield struct.unpack(">II", pair)
+        position = data.find(mark, position + 1)
 
 
 def is_truncated_jpeg(data: bytes) -> bool:
@@ -106,18 +144,22 @@ def _orientation(tiff: bytes) -> int:
 def _tiff_tags(tiff: bytes) -> dict[int, int]:
     """Tag -> value of the entries of a TIFF block's first directory that hold one whole number."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None or len(tiff) < 8:
+    if order is None or len(tiff) < 16:
         return {}
-    (directory,) = struct.unpack(order + "I", tiff[4:8])
-    (entries,) = struct.unpack(order + "H", tiff[directory : directory + 2].ljust(2, b"\0"))
+    if tiff[2:4] in (b"+\0", b"\0+"):  # BigTIFF: all is twice as wide
+        (directory,), number, length, head = struct.unpack(order + "Q", tiff[8:16]), "Q", 20, "HHQ"
+    else:
+        (directory,), number, length, head = struct.unpack(order + "I", tiff[4:8]), "H", 12, "HHI"
+    first = directory + struct.calcsize(order + number)
+    (entries,) = struct.unpack(order + number, tiff[directory:first].ljust(first - directory, b"\0"))
     tags = {}
-    for i in range(entries):
-        entry = tiff[directory + 2 + 12 * i : directory + 14 + 12 * i]
-        if len(entry) < 12:
+    for i in range(min(entries, 1 << 16)):
+        entry = tiff[first + length * i : first + length * (i + 1)]
+        if len(entry) < length:
             break
-        tag, kind, count = struct.unpack(order + "HHI", entry[:8])
-        if count == 1 and kind in (3, 4):  # SHORT, LONG
-            (tags[tag],) = struct.unpack(order + ("H" if kind == 3 else "I"), entry[8 : 10 if kind == 3 else 12])
+        tag, kind, count = struct.unpack_from(order + head, entry)
+        if count == 1 and kind in _WHOLE_NUMBERS:
+            (tags[tag],) = struct.unpack_from(order + _WHOLE_NUMBERS[kind], entry, struct.calcsize(order + head))
     return tags
 
 

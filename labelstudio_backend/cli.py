@@ -34,7 +34,11 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from labelstudio_backend.registry import ProjectRegistry
 
-_COMMANDS = {"pull": "labelstudio_backend.pull", "up": "labelstudio_backend.up"}  # imported when called
+_COMMANDS = {  # imported when called
+    "connect": "labelstudio_backend.connect",
+    "pull": "labelstudio_backend.pull",
+    "up": "labelstudio_backend.up",
+}
 
 
 @contextmanager

@@ -6,9 +6,11 @@ import base64
 import binascii
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Any, BinaryIO
 
 import httpx
@@ -20,10 +22,17 @@ logger = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 3.0
 READ_SECONDS = 60.0
+IMPORT_SECONDS = 300.0  # it counts the predictions of every task of the project after each import
 RETRIES = 3
 RETRY_SECONDS = 0.5  # doubled each time
 REFRESH_MARGIN = 30.0  # access tokens live 300 s
 PAGE = 100
+DETAIL = 800  # characters of what Label Studio says of an error
+_RESERVED = "reserved network address"
+RESERVED_ADVICE = (
+    "it refuses addresses of its own machine and private network (since 1.23.1); start Label Studio with "
+    "USE_DEFAULT_BANNED_SUBNETS=false"
+)
 DIRECT = {f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")}  # a proxy knows another loopback
 
 
@@ -77,6 +86,16 @@ class LabelStudio:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    # -- Label Studio itself -----------------------------------------------------------------------------------
+
+    def version(self) -> str:
+        """Its version, like 1.23.2; "" where it does not say. Needs no token."""
+        return str(self._object("GET", "api/version/").get("release", ""))
+
+    def user(self) -> str:
+        """The e-mail address of the token's user."""
+        return str(self._object("GET", "api/current-user/whoami").get("email", ""))
+
     # -- projects and tasks ------------------------------------------------------------------------------------
 
     def get_project(self, project: int) -> dict[str, Any]:
@@ -127,6 +146,16 @@ class LabelStudio:
                 return
             page += 1
 
+    def some_tasks(self, project: int, count: int) -> list[dict[str, Any]]:
+        """Up to `count` tasks spread over the project, the first and the last among them, with `id` and `data`."""
+        params: dict[str, Any] = {"project": project, "fields": "task_only", "resolve_uri": "false", "page_size": 1}
+        first = self._json("GET", "api/tasks", params={**params, "page": 1})
+        found, total = list(first["tasks"]), int(first["total"])
+        pages = {1 + round(step * (total - 1) / (count - 1)) for step in range(1, count)} if count > 1 else set()
+        for page in sorted(pages - {0, 1}):
+            found += self._json("GET", "api/tasks", params={**params, "page": page})["tasks"]
+        return found
+
     def get_task(self, task: int) -> dict[str, Any]:
         """One task with annotations and predictions."""
         return self._object("GET", f"api/tasks/{task}/")
@@ -172,6 +201,21 @@ class LabelStudio:
     def delete_prediction(self, prediction: int) -> None:
         self._request("DELETE", f"api/predictions/{prediction}/")
 
+    def delete_second_predictions(self, project: int, model_version: str) -> int:
+        """Delete all but the first prediction of this version of each task; how many were deleted.
+
+        They come where a person opens a task while the batch that holds it is under way: Label Studio asks twice.
+        """
+        seen: set[int] = set()
+        deleted = 0
+        for prediction in sorted(self.predictions(project), key=lambda found: int(found["id"])):
+            if prediction["model_version"] == model_version:
+                if prediction["task"] in seen:
+                    self.delete_prediction(int(prediction["id"]))
+                    deleted += 1
+                seen.add(prediction["task"])
+        return deleted
+
     def count_predictions(self, project: int, model_version: str) -> int:
         """How many tasks have a prediction of this version."""
         return len({p["task"] for p in self.predictions(project) if p["model_version"] == model_version})
@@ -181,6 +225,20 @@ class LabelStudio:
     ) -> dict[str, Any]:
         body = {"task": task, "result": list(result), "score": score, "model_version": model_version}
         return self._object("POST", "api/predictions/", json=body)
+
+    def import_predictions(self, project: int, predictions: Sequence[Mapping[str, Any]]) -> int:
+        """Store many predictions (`task`, `result`, `score`, `model_version`) at once; returns how many were created.
+
+        Of one with a label that the label config has not, Label Studio says nothing and creates none; a task that is
+        gone has it refuse them all, with 400.
+        """
+        answer = self._object(
+            "POST",
+            f"api/projects/{project}/import/predictions",
+            json=list(predictions),
+            timeout=httpx.Timeout(IMPORT_SECONDS, connect=CONNECT_SECONDS),
+        )
+        return int(answer.get("created", 0))
 
     def retrieve_predictions(
         self, project: int, tasks: Sequence[int] | None = None, *, read_seconds: float = 600.0
@@ -220,12 +278,19 @@ class LabelStudio:
             body |= {"basic_auth_user": backend.get("basic_auth_user"), "basic_auth_pass": ""}
         return self._object("PATCH", f"api/ml/{backend['id']}", json={**body, **values})
 
+    def delete_ml_backend(self, backend: int) -> None:
+        """Remove a backend; its webhook stays, and project.model_version becomes "" where it was its title."""
+        self._request("DELETE", f"api/ml/{backend}")
+
     def train(self, backend: int) -> None:
         """Press the train button of a backend."""
         self._request("POST", f"api/ml/{backend}/train", json={})
 
     def webhooks(self, project: int) -> list[dict[str, Any]]:
         return list(self._json("GET", "api/webhooks/", params={"project": project}))
+
+    def delete_webhook(self, webhook: int) -> None:
+        self._request("DELETE", f"api/webhooks/{webhook}/")
 
     def patch_webhook(self, webhook: int, **values: Any) -> dict[str, Any]:
         return dict(self._json("PATCH", f"api/webhooks/{webhook}/", json=values))
@@ -348,6 +413,8 @@ class LabelStudio:
                 else "the token was refused: a legacy token works only where legacy tokens are switched on in the "
                 "organization's settings; set YOLONAS_LABEL_STUDIO_TOKEN to a personal access token"
             )
+        elif status == 403 and _RESERVED in answer.text:
+            advice = RESERVED_ADVICE
         elif status == 403:
             advice = "the token's user may not do this; use a token of a member of the project"
         elif status == 404:
@@ -360,13 +427,31 @@ class LabelStudio:
         return LabelStudioError(f"{answer.request.method} {url} answered {status}; {advice}", status)
 
 
+def project_uid(project: Mapping[str, Any]) -> str:
+    """ "ID.timestamp", by which Label Studio names a project to its backends; raises ValueError, KeyError."""
+    return f"{project['id']}.{int(datetime.fromisoformat(str(project['created_at'])).timestamp())}"
+
+
 def _is_json(answer: httpx.Response) -> bool:
     return str(answer.headers.get("content-type", "")).startswith("application/json")
 
 
 def _detail(answer: httpx.Response) -> str:
-    text = " ".join(answer.text.split())
-    return text[:300] or "nothing"
+    """What Label Studio says of an error, without its JSON and HTML."""
+    text = answer.text
+    try:
+        body = answer.json() if _is_json(answer) else None
+    except ValueError:
+        body = None
+    if isinstance(body, dict):
+        errors = body.get("validation_errors")
+        if isinstance(errors, dict) and errors:
+            lines = [line for found in errors.values() for line in (found if isinstance(found, list) else [found])]
+            text = "; ".join(map(str, lines))
+        else:
+            text = str(body.get("detail") or text)
+    text = " ".join(re.sub(r"</?\w[^<>]*>", "", text).split())
+    return text[:DETAIL] or "nothing"
 
 
 def _reason(error: Exception) -> str:
@@ -375,10 +460,19 @@ def _reason(error: Exception) -> str:
 
 def _expiry(jwt: str) -> float:
     """When the access token expires by our clock; 300 s from now where it does not say."""
-    with_padding = jwt.split(".")[1] + "==" if jwt.count(".") == 2 else ""
+    payload = jwt_payload(jwt)
     try:
-        payload = json.loads(base64.urlsafe_b64decode(with_padding))
         # exp - iat, not exp: the two machines' clocks need not agree
         return time.time() + float(payload["exp"]) - float(payload["iat"])
-    except (binascii.Error, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return time.time() + 300.0
+
+
+def jwt_payload(token: str) -> dict[str, Any]:
+    """What a JSON web token says of itself, unverified; empty for any other token."""
+    with_padding = token.split(".")[1] + "==" if token.count(".") == 2 else ""
+    try:
+        payload = json.loads(base64.urlsafe_b64decode(with_padding))
+    except (binascii.Error, ValueError):
+        return {}
+    return payload if isinstance(payload, dict) else {}

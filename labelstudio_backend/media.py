@@ -48,7 +48,7 @@ class MediaError(YolonasError):
 class _Limits:
     """Of one download, and how the settings that hold them begin."""
 
-    bytes: int
+    most: int
     pixels: int | None
     seconds: float
     name: str
@@ -61,7 +61,7 @@ class _Limits:
 
     def too_large(self, value: str) -> MediaError:
         setting = f"YOLONAS_{self.name}_MAX_BYTES"
-        return MediaError(f"{brief(value)} is larger than {self.bytes} bytes; raise {setting} to allow it")
+        return MediaError(f"{brief(value)} is larger than {self.most} bytes; raise {setting} to allow it")
 
     def check_pixels(self, content: bytes, value: str) -> None:
         if self.pixels is not None and (pixels := image_header.pixels(content)) > self.pixels:
@@ -135,7 +135,7 @@ class MediaCache:
         path = find_file(name, folders)
         if path is not None:
             try:
-                if path.stat().st_size > limits.bytes:
+                if path.stat().st_size > limits.most:
                     raise limits.too_large(value)
                 if limits.pixels is not None:
                     limits.check_pixels(path.read_bytes(), value)
@@ -232,7 +232,7 @@ class MediaCache:
             raise MediaError(f"the data: URL {brief(value)} is not valid base64 ({error})") from None
         if not comma or not content:
             raise MediaError(f"the data: URL {brief(value)} holds nothing")
-        if len(content) > limits.bytes:
+        if len(content) > limits.most:
             raise limits.too_large(value)
         return content
 
@@ -278,12 +278,12 @@ class MediaCache:
         if answer.headers.get("content-type", "").startswith("text/html"):
             raise MediaError(f"{shown} is a web page, not an image; check its address, and the token")
         length = answer.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > limits.bytes:
+        if length.isdecimal() and int(length) > limits.most:
             raise limits.too_large(shown)
         content = bytearray()
         for chunk in answer.iter_bytes():
             content += chunk
-            if len(content) > limits.bytes:
+            if len(content) > limits.most:
                 raise limits.too_large(shown)
             if time.monotonic() > deadline:
                 raise MediaError(

@@ -12,10 +12,9 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from labelstudio_backend.client import LabelStudio, LabelStudioError
+from labelstudio_backend.client import LabelStudio, LabelStudioError, project_uid
 from labelstudio_backend.corrections import corrections, new_since
 from labelstudio_backend.jobs import Job, Jobs
 from labelstudio_backend.owed import Owed
@@ -314,7 +313,9 @@ class Reconciler:
                 return
         # "Retrieved N predictions" is also said when the backend failed.
         left = self._missing(project, version) if known.tried else []
-        self._drop_twins(project, version, task_number - len(left))
+        predicted = task_number - len(left)
+        if self._client.model_versions(project.project_id).get(version.name, 0) > predicted:
+            self._client.delete_second_predictions(project.project_id, version.name)
         if due is None:
             owed.clear()
         else:
@@ -327,20 +328,6 @@ class Reconciler:
         known.failures, known.retry = known.failures + 1 if left else 0, 0.0
         if left:
             known.retry = time.monotonic() + min(60.0 * 2 ** min(known.failures - 1, 10), LONGEST_WAIT)
-
-    def _drop_twins(self, project: ProjectRegistry, version: Version, predicted: int) -> None:
-        """Delete second predictions of one version for a task.
-
-        They come where a person opens a task while the batch that holds it is under way: Label Studio asks twice.
-        """
-        if self._client.model_versions(project.project_id).get(version.name, 0) <= predicted:
-            return
-        seen: set[int] = set()
-        for prediction in sorted(self._client.predictions(project.project_id), key=lambda found: int(found["id"])):
-            if prediction["model_version"] == version.name:
-                if prediction["task"] in seen:
-                    self._client.delete_prediction(int(prediction["id"]))
-                seen.add(prediction["task"])
 
     def _missing(self, project: ProjectRegistry, version: Version) -> list[int]:
         """Tasks without a prediction of this version, those without labels first."""
@@ -361,7 +348,6 @@ class Reconciler:
 def same_project(state: Mapping[str, Any], uid: str) -> bool:
     """Whether what Label Studio answers for a project is the project "ID.timestamp": ids repeat after a reinstall."""
     try:
-        created = int(datetime.fromisoformat(str(state["created_at"])).timestamp())
+        return uid == project_uid(state)
     except (KeyError, ValueError):
         return False
-    return uid == f"{state.get('id')}.{created}"

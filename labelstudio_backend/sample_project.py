@@ -88,11 +88,3 @@ def regions(image: LabelledImage, names: Sequence[str]) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def connect(client: LabelStudio, project: int, url: str) -> dict[str, Any]:
-    """Connect the backend at `url` to a project under its version as title; returns Label Studio's row of it."""
-    client.add_ml_backend(project, url, title="yolonas")
-    row = next(row for row in client.ml_backends(project) if row["url"].rstrip("/") == url.rstrip("/"))
-    # Only with title == version does Label Studio order tasks by the scores of this backend's predictions.
-    return client.patch_ml_backend(row, title=row["model_version"])

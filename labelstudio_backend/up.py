@@ -18,7 +18,10 @@ from typing import IO, Any
 import click
 
 from labelstudio_backend import local_label_studio, sample_project
+from labelstudio_backend.backend import Credentials
+from labelstudio_backend.cli import read_settings
 from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.connect import connect_project
 from labelstudio_backend.job_runner import JobRunner
 from labelstudio_backend.jobs import Job, Jobs
 from labelstudio_backend.local_label_studio import Account, Process
@@ -211,17 +214,13 @@ class _Up:
         known = {project["id"] for project in client.projects()}
         if self.state.get("project") not in known or not self.state.get("filled", True):
             self._make_project(client, known)
-        project, url = int(self.state["project"]), self._backend_url()
-        ours = {url, self.state.get("connected", url)}  # the person may have connected other backends
-        row = next((row for row in client.ml_backends(project) if row["url"].rstrip("/") in ours), None)
-        if row is None:
-            self._remember(connected=url)
-            return sample_project.connect(client, project, url)
-        if row["url"].rstrip("/") != url:  # another port than the last time
-            for webhook in client.webhooks(project):
-                if webhook["url"].startswith(row["url"].rstrip("/") + "/"):
-                    client.patch_webhook(webhook["id"], url=f"{url}/webhook")
-            client.patch_ml_backend({**row, "url": url})
+        project, url, earlier = int(self.state["project"]), self._backend_url(), self.state.get("connected", "")
+        row = next((row for row in client.ml_backends(project) if row["url"].rstrip("/") in (url, earlier)), None)
+        if row is None or row["url"].rstrip("/") != url:  # another port than the last time
+            # the order of the label stream is the person's choice once it is connected
+            credentials = Credentials.of(read_settings())
+            row = connect_project(client, project, url, credentials, earlier=earlier, sampling=row is None).row
+            assert row is not None  # this is no dry run
         self._remember(connected=url)
         return row
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from labelstudio_backend import reconcile
-from labelstudio_backend.client import LabelStudioError
+from labelstudio_backend.client import LabelStudio, LabelStudioError
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.owed import Owed
@@ -112,6 +112,8 @@ class FakeLabelStudio:
         for number in tasks:
             if number not in self.silent and self.serving not in self.given[number]:
                 self.given[number].append(self.serving)
+
+    delete_second_predictions = LabelStudio.delete_second_predictions  # type: ignore[assignment]
 
     def model_versions(self, project: int) -> dict[str, int]:
         self._call()

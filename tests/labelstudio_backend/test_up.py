@@ -217,6 +217,7 @@ class FakeStudio:
         self.tasks: dict[int, dict[str, Any]] = {}
         self.rows: list[dict[str, Any]] = []
         self.annotations_left = 10**6
+        self.settings: dict[str, Any] = {}
 
     def projects(self) -> list[dict[str, Any]]:
         return [{"id": number} for number in self.made]
@@ -245,7 +246,8 @@ class FakeStudio:
         return [dict(row) for row in self.rows]
 
     def add_ml_backend(self, project: int, url: str, title: str) -> None:
-        self.rows.append({"id": len(self.rows) + 1, "url": url, "title": title, "model_version": "v0"})
+        number = len(self.rows) + 1
+        self.rows.append({"id": number, "project": project, "url": url, "title": title, "model_version": "v0"})
 
     def patch_ml_backend(self, row: dict[str, Any], **values: Any) -> dict[str, Any]:
         stored = next(other for other in self.rows if other["id"] == row["id"])
@@ -254,6 +256,14 @@ class FakeStudio:
 
     def webhooks(self, project: int) -> list[dict[str, Any]]:
         return []
+
+    def create_webhook(self, project: int, url: str, headers: dict[str, str]) -> None: ...
+
+    def get_project(self, project: int) -> dict[str, Any]:
+        return {"model_version": "v0", "show_collab_predictions": True, **self.settings}
+
+    def patch_project(self, project: int, **values: Any) -> None:
+        self.settings.update(values)
 
 
 def test_a_first_start_that_was_stopped_in_the_middle_leaves_no_second_project(tmp_path: Path) -> None:

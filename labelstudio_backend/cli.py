@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _COMMANDS = {  # imported when called
     "connect": "labelstudio_backend.connect",
     "pull": "labelstudio_backend.pull",
+    "push": "labelstudio_backend.push",
     "up": "labelstudio_backend.up",
 }
 

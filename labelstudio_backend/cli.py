@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _COMMANDS = {  # imported when called
     "connect": "labelstudio_backend.connect",
+    "doctor": "labelstudio_backend.doctor",
     "pull": "labelstudio_backend.pull",
     "push": "labelstudio_backend.push",
     "up": "labelstudio_backend.up",

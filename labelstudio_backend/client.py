@@ -89,7 +89,7 @@ class LabelStudio:
     # -- Label Studio itself -----------------------------------------------------------------------------------
 
     def version(self) -> str:
-        """Its version, like 1.23.2; "" where it does not say. Needs no token."""
+        """Its version, like 1.23.2; "" where it does not say. A client without a token may ask."""
         return str(self._object("GET", "api/version/").get("release", ""))
 
     def user(self) -> str:

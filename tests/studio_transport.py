@@ -139,6 +139,8 @@ class FakeStudio(httpx.MockTransport):
         try:
             if path == "api/version":
                 return httpx.Response(200, json={"release": self.version})
+            if path == "api/token/refresh":
+                raise Answer(401, detail="Token is invalid")
             if request.headers.get("authorization") != f"Token {TOKEN}":
                 raise Answer(401, detail="Invalid token.")
             if self.refused and re.search(self.refused, f"{request.method} {path}"):

@@ -11,12 +11,12 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from fake_label_studio import BACKEND, TOKEN, URL, VERSION, FakeStudio
 from labelstudio_backend import client as client_module
 from labelstudio_backend.backend import Backend
 from labelstudio_backend.cli import main
 from labelstudio_backend.client import LabelStudio, LabelStudioError
 from labelstudio_backend.push import LARGEST_CHUNK, Pushed, PushError, push_project
+from studio_transport import BACKEND, TOKEN, URL, VERSION, FakeStudio
 
 NEWER = "yolonas-5-abc123-v1"
 

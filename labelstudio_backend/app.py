@@ -27,9 +27,10 @@ from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load
 from labelstudio_backend.protection import Protection, RefusedError, read_json
 from labelstudio_backend.redaction import redact
-from labelstudio_backend.registry import Registry, RegistryError, choose_weights
+from labelstudio_backend.registry import Registry
 from labelstudio_backend.service import BadRequestError, Service
 from labelstudio_backend.settings import Settings
+from labelstudio_backend.version import RegistryError, choose_weights
 
 logger = logging.getLogger(__name__)
 

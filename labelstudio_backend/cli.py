@@ -98,7 +98,7 @@ def serve(**options: Any) -> None:
     import uvicorn
 
     from labelstudio_backend.app import create_app
-    from labelstudio_backend.registry import choose_weights
+    from labelstudio_backend.version import choose_weights
 
     weights, sentence = choose_weights(settings.weights)
     os.environ["YOLONAS_WEIGHTS"] = weights
@@ -164,8 +164,8 @@ def describe(settings: Settings, start: str) -> list[str]:
 
 def _mapping(project: ProjectRegistry) -> list[str]:
     """Which classes become which labels of a project, a line for each control, or why that is not known."""
-    from labelstudio_backend.registry import RegistryError, class_names
     from labelstudio_backend.service import describe_mapping, served_controls
+    from labelstudio_backend.version import RegistryError, class_names
 
     try:
         version = project.current()

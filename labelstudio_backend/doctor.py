@@ -30,8 +30,9 @@ from labelstudio_backend.cli import settings_from
 from labelstudio_backend.client import RESERVED_ADVICE, LabelStudio, LabelStudioError, jwt_payload
 from labelstudio_backend.connect import SAMPLING, explanation, left_webhooks, missing_of, project_options
 from labelstudio_backend.media import MediaCache
-from labelstudio_backend.registry import Registry, Version, class_names
+from labelstudio_backend.registry import Registry
 from labelstudio_backend.settings import Settings
+from labelstudio_backend.version import Version, class_names
 from yolonas.errors import YolonasError
 from yolonas.labelstudio import Control, map_labels
 

@@ -7,7 +7,6 @@ nothing after a restart of the machine.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -16,9 +15,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from labelstudio_backend.jobs import FINAL, STOPPED, Job, Jobs, tidy
+from labelstudio_backend.job import FINAL, IN_VAIN, STOPPED, Job, tidy
+from labelstudio_backend.job_queue import JobQueue, ended_at
+from labelstudio_backend.locks import try_lock
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class JobRunner:
 
     def __init__(
         self,
-        jobs: Jobs,
+        jobs: JobQueue,
         command: Callable[[Job], list[str]] | None = None,
         *,
         parallel: int = 1,
@@ -74,7 +74,42 @@ class JobRunner:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
-        running = self.jobs.find(states=("running",), brief=True)
+        self._interrupt(self.jobs.find(states=("running",), brief=True))
+
+    def run_one(self, job_id: int) -> None:
+        """Run this queued job here, if it may run, without the thread: to its end, or until `stop` is called.
+
+        For a worker: other jobs of the queue run elsewhere.
+        """
+        if (lock := self._lock(job_id)) is None:
+            return  # it runs already
+        try:  # locked before it is marked as running, or another machine would take it for dead
+            job = self.jobs.claim(None, job_id=job_id)
+            if job is None:
+                return
+            self._spawn(job, lock)
+        finally:
+            os.close(lock)
+        while (child := self._children.get(job_id)) is not None and not self._stopping.is_set():
+            if (fresh := self.jobs.get(job_id)) is not None:
+                self._watch(fresh, child)
+            self._wake.wait(self._poll_seconds)
+            self._wake.clear()
+        if job_id in self._children:
+            self._interrupt([job])
+
+    def _lock(self, job_id: int) -> int | None:
+        """The job's lock; others hold it for a moment when they look whether it is alive."""
+        folder = self.jobs.folder(job_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        for _ in range(20):
+            if (lock := try_lock(folder / "lock")) is not None:
+                return lock
+            time.sleep(0.05)
+        return None
+
+    def _interrupt(self, running: list[Job]) -> None:
+        """End these jobs' processes politely and put the jobs back into the queue."""
         for job in running:
             self._signal(job, signal.SIGTERM)
         deadline = time.monotonic() + self._stop_seconds
@@ -88,7 +123,6 @@ class JobRunner:
             if ended is not None and ended.state == "running":
                 if ended.cancel:
                     self.jobs.finish(job.id, "cancelled", "cancelled")
-                    tidy(self.jobs.folder(job.id))
                 else:
                     self.jobs.requeue(job.id, "the server was stopped; goes on when it starts again", count=False)
 
@@ -97,8 +131,8 @@ class JobRunner:
         while not self._stopping.is_set():
             try:
                 if not swept:
-                    for job in self.jobs.find(states=FINAL, brief=True):  # that ended while no server ran
-                        tidy(self.jobs.folder(job.id))
+                    for project in {job.project for job in self.jobs.find(brief=True)}:  # while no server ran
+                        tidy_ended(self.jobs, project)
                     swept = True
                 self._step()
             except Exception:
@@ -110,28 +144,34 @@ class JobRunner:
 
     def _step(self) -> None:
         for job in self.jobs.find(states=("running",), brief=True):
-            child = self._children.get(job.id)
-            if child is None:
+            if job.id not in self._children:
                 self._adopt(job)
-            elif (code := child.poll()) is not None:
-                self._settle(job, code)
-                del self._children[job.id]
-            elif job.cancel:
-                self._end(job)
-        # What is left has ended by its own hand: its process wrote the outcome itself.
         for job_id, child in list(self._children.items()):
-            ended = self.jobs.get(job_id)
-            if child.poll() is not None and ended is not None and ended.state != "running":
-                del self._children[job_id]
-                self._ended(ended)
+            if (mine := self.jobs.get(job_id)) is not None:
+                self._watch(mine, child)
         while not self._stopping.is_set() and (claimed := self.jobs.claim(self._parallel)) is not None:
-            self._spawn(claimed)
+            lock = self._lock(claimed.id)
+            self._spawn(claimed, lock)
+            if lock is not None:
+                os.close(lock)
 
-    def _spawn(self, job: Job) -> None:
+    def _watch(self, job: Job, child: subprocess.Popen[bytes]) -> None:
+        """See whether the job's process ended, or has to."""
+        code = child.poll()
+        if code is None:
+            if job.cancel and job.state == "running":
+                self._end(job)
+        else:
+            del self._children[job.id]
+            fresh = self.jobs.get(job.id) or job
+            if fresh.state == "running":
+                self._settle(fresh, code)
+            else:  # by its own hand: its process wrote the outcome itself
+                self._ended(fresh)
+
+    def _spawn(self, job: Job, lock: int | None) -> None:
         folder = self.jobs.folder(job.id)
-        lock = None
         try:
-            lock = _try_lock(folder / "lock")
             if lock is None:
                 raise OSError(f"the lock {folder / 'lock'} is held by another process")
             # The child inherits the locked descriptor, so the job is never running without its lock being held.
@@ -150,40 +190,21 @@ class JobRunner:
             self.jobs.finish(job.id, "failed", f"the job's process could not be started: {error}")
             self._report_end(job.id)
             return
-        finally:
-            if lock is not None:
-                os.close(lock)
         log.info("job %d of %s started: %s", job.id, job.project, job.trigger)
 
     def _adopt(self, job: Job) -> None:
         """See to a running job that a former server started: still alive, or to be started again, once."""
-        lock = _try_lock(self.jobs.folder(job.id) / "lock")
-        if lock is None:
-            if job.cancel:
-                self._end(job)
-            return
-        os.close(lock)
-        fresh = self.jobs.get(job.id)
-        if fresh is None or fresh.state != "running":
-            if fresh is not None:
-                self._ended(fresh)
-        elif fresh.cancel:
-            self.jobs.finish(job.id, "cancelled", "cancelled")
-            self._report_end(job.id)
-        elif fresh.restarts == 0:
-            log.warning("job %d was interrupted; it goes on", job.id)
-            self.jobs.requeue(job.id, "interrupted with the server; goes on", count=True)
-        else:
-            self.jobs.finish(job.id, "failed", "interrupted twice together with the server; train again to retry")
-            self._report_end(job.id)
+        if not _held(self.jobs, job):
+            ended = go_on(self.jobs, job)
+            if ended is not None:
+                self._ended(ended)
+        elif job.cancel:
+            self._end(job)
 
     def _alive(self, job: Job) -> bool:
         if (child := self._children.get(job.id)) is not None:
             return child.poll() is None
-        lock = _try_lock(self.jobs.folder(job.id) / "lock")
-        if lock is not None:
-            os.close(lock)
-        return lock is None
+        return _held(self.jobs, job)
 
     def _signal(self, job: Job, number: signal.Signals) -> None:
         """Signal a job's process, if that is alive (so the PID is still its own); kill its helpers with it."""
@@ -226,20 +247,52 @@ class JobRunner:
     def _ended(self, job: Job) -> None:
         self._terminated.pop(job.id, None)
         log.info("job %d of %s %s: %s", job.id, job.project, job.state, job.reason)
-        tidy(self.jobs.folder(job.id))
+        tidy_ended(self.jobs, job.project)
         try:
             self._on_end(job)
         except Exception:
             log.exception("the end of job %d could not be passed on", job.id)
 
 
-def _try_lock(path: Path) -> int | None:
-    """The descriptor of an exclusive lock on `path`, or `None` where another process holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
+def go_on(jobs: JobQueue, job: Job) -> Job | None:
+    """Have a running job whose process is gone go on, once; returns the job where it ended instead.
+
+    Nothing where it is alive after all.
+    """
+    folder = jobs.folder(job.id)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(folder / "lock")
+    if lock is None:
         return None
-    return descriptor
+    try:  # held, so that nobody starts it meanwhile
+        fresh = jobs.get(job.id)
+        if fresh is None or fresh.state != "running":
+            return fresh if fresh is not None and fresh.state in FINAL else None
+        if fresh.cancel:
+            jobs.finish(job.id, "cancelled", "cancelled")
+        elif fresh.restarts == 0:
+            log.warning("job %d was interrupted; it goes on", job.id)
+            jobs.requeue(job.id, "interrupted with the server; goes on", count=True)
+            return None
+        else:
+            jobs.finish(job.id, "failed", "interrupted twice together with the server; retry it")
+        return jobs.get(job.id)
+    finally:
+        os.close(lock)
+
+
+def tidy_ended(jobs: JobQueue, project: str) -> None:
+    """Tidy the folders of a project's ended jobs, except that of the last one if it can be retried: its data stays."""
+    ended = sorted(jobs.find(project, states=FINAL, brief=True), key=ended_at)
+    last = len(ended) - bool(ended and ended[-1].state in IN_VAIN)
+    for job in ended[:last]:
+        tidy(jobs.folder(job.id))
+
+
+def _held(jobs: JobQueue, job: Job) -> bool:
+    """Whether a process holds the job's lock."""
+    path = jobs.folder(job.id) / "lock"
+    lock = try_lock(path) if path.exists() else None
+    if lock is not None:
+        os.close(lock)
+    return lock is None and path.exists()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from labelstudio_backend import serving
-from labelstudio_backend.registry import Version
 from labelstudio_backend.settings import UNTRAINED, Settings
+from labelstudio_backend.version import Version
 from yolonas.errors import YolonasError
 
 if TYPE_CHECKING:

@@ -15,7 +15,9 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from labelstudio_backend.registry import ProjectRegistry, _locked, _write_json
+from labelstudio_backend.locks import locked
+from labelstudio_backend.registry import ProjectRegistry
+from yolonas.atomic import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,6 @@ class Owed:
     """The tasks that a project is owed. Any number of threads and processes may use the file."""
 
     def __init__(self, project: ProjectRegistry) -> None:
-        self._folder = project.path
         self._path: Path = project.path / "owed.json"
 
     def due(self) -> set[int]:
@@ -63,8 +64,9 @@ class Owed:
         if not new and not gone:
             return
         try:
-            with _locked(self._folder):
+            with locked(self._path.with_suffix(".lock")):
                 tasks = {task: when for task, when in self._tasks().items() if task not in gone}
-                _write_json(self._path, {**tasks, **new})
+                with atomic_file(self._path) as stream:
+                    stream.write(json.dumps({**tasks, **new}).encode())
         except OSError as error:  # a full disk: predictions go on
             log.error("%s could not be written (%s); free some disk space", self._path, error)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from labelstudio_backend.client import LabelStudio, LabelStudioError, project_uid
 from labelstudio_backend.corrections import corrections, new_since
-from labelstudio_backend.jobs import Job, Jobs
+from labelstudio_backend.job import IN_VAIN, Job
+from labelstudio_backend.job_queue import JobQueue, ended_at
 from labelstudio_backend.owed import Owed
-from labelstudio_backend.registry import ProjectRegistry, Registry, Version
+from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import Settings
+from labelstudio_backend.version import Version
 from yolonas.errors import YolonasError
 
 if TYPE_CHECKING:
@@ -72,7 +74,7 @@ class Reconciler:
         settings: Settings,
         registry: Registry,
         client: LabelStudio,
-        jobs: Jobs,
+        jobs: JobQueue,
         service: Service | None = None,
         *,
         debounce: float = DEBOUNCE_SECONDS,
@@ -208,8 +210,8 @@ class Reconciler:
         known.seen = max([known.seen, *(task["updated_at"] for task in tasks)])
         if fresh:
             known.counted = time.monotonic()
-        earlier = self._jobs.find(project.key, brief=True)
-        in_vain = list(itertools.takewhile(lambda job: job.state in ("failed", "cancelled"), reversed(earlier)))
+        earlier = sorted(self._jobs.find(project.key, brief=True), key=ended_at)
+        in_vain = list(itertools.takewhile(lambda job: job.state in IN_VAIN, reversed(earlier)))
         learnt = self._jobs.get(earlier[-1 - len(in_vain)].id) if len(in_vain) < len(earlier) else None
         count = new_since(known.manifest, None if learnt is None else learnt.manifest)
         if count < every:

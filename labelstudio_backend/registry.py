@@ -6,75 +6,36 @@
                                                runtime serves it the file that was exported for that (see `serving`)
     <root>/<project key>/current               {"version": 1}; replaced atomically
 
+A person's choice is in `current` too: "pinned", and "over", the newest version that was there at the choice.
+
 A version is written into a temporary folder, flushed to disk and renamed into place, so a kill or a full disk at any
 moment leaves either no new version or a whole one, and the old version serving. Nothing is cached in memory: other
-processes may publish. Writers of a project take turns by a lock, held for milliseconds; readers take none.
+processes, and other machines that share the folder, may publish. Writers of a project take turns by a lock, held for
+milliseconds; readers take none. What never changes again is a version, until `retain` leaves of it the record alone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import re
-import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
+from labelstudio_backend.locks import locked, try_lock
 from labelstudio_backend.settings import UNTRAINED
-from yolonas.errors import YolonasError
+from labelstudio_backend.version import CHECKPOINT, RECORD, START, TRAINED, RegistryError, Version
+from yolonas.atomic import atomic_file, sync_folder
 
-if TYPE_CHECKING:
-    from yolonas.checkpoint import Checkpoint
-
-logger = logging.getLogger(__name__)
-
-CHECKPOINT = "model.safetensors"
-RECORD = "record.json"
-START, TRAINED = "start", "trained"
-PUBLISHED = "yolo_nas_s_coco"
+_LOCK = ".lock"
 _TEMPORARY = ".tmp-"
-_STALE_SECONDS = 3600.0  # a publish takes seconds; a younger folder may belong to a process that is still writing
-
-
-class RegistryError(YolonasError):
-    """A project or version that is not there, or a registry that cannot be written."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """One immutable version of one project's model; `name` is what Label Studio knows as `model_version`."""
-
-    name: str
-    number: int
-    project_key: str
-    path: Path
-    record: dict[str, Any] = field(compare=False, hash=False)
-
-    @property
-    def trained(self) -> bool:
-        """Whether it was trained in the project, so that its class names are the project's labels."""
-        return bool(self.record["kind"] == TRAINED)
-
-    @property
-    def weights(self) -> str:
-        """A trained version's own checkpoint file; a start version's file, published name or `untrained-n`."""
-        return str(self.path / CHECKPOINT) if self.trained else str(self.record["weights"])
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """The classes of a version whose classes are the project's labels; None where its record has none."""
-        labels = self.record.get("labels")
-        return None if labels is None else tuple(labels)
 
 
 def normal_hostname(hostname: str) -> str:
@@ -109,7 +70,7 @@ class Registry:
         project = ProjectRegistry(self.root, project_key(hostname, uid))
         if not project.exists() or project.metadata().get("uid") != uid:
             (project.path / "versions").mkdir(parents=True, exist_ok=True)
-            _sync_folder(self.root)
+            sync_folder(self.root)
             project.update(hostname=normal_hostname(hostname), uid=uid, project_id=int(uid.partition(".")[0]))
         if label_config is not None and project.metadata().get("label_config") != label_config:
             project.update(label_config=label_config)
@@ -139,15 +100,22 @@ class Registry:
         return max(matches, key=lambda project: project.seen_at(), default=None)
 
     def clean(self) -> list[Path]:
-        """Remove what a killed publish or a full disk left behind; returns the removed folders. Call it at start."""
+        """Remove what a killed publish or a full disk left behind; returns the removed paths. Call it at start."""
         removed = []
-        for leftover in [*self.root.glob(f"*/{_TEMPORARY}*"), *self.root.glob(f"*/versions/{_TEMPORARY}*")]:
-            if not _in_use(leftover):
-                if leftover.is_dir():
-                    shutil.rmtree(leftover, ignore_errors=True)
-                else:
-                    leftover.unlink(missing_ok=True)
-                removed.append(leftover)
+        for folder in self.root.iterdir() if self.root.is_dir() else ():
+            if not folder.is_dir():
+                continue
+            with locked(folder / _LOCK):  # under it files are replaced, and temporary folders are made
+                files = [path for path in folder.glob(".*.tmp") if path.is_file()]
+                for path in files:
+                    path.unlink()
+                removed += files
+                for path in folder.glob(f"versions/{_TEMPORARY}*"):
+                    lock = try_lock(path / _LOCK)
+                    if lock is not None:  # nobody is writing there
+                        shutil.rmtree(path, ignore_errors=True)
+                        os.close(lock)
+                        removed.append(path)
         return removed
 
 
@@ -174,7 +142,7 @@ class ProjectRegistry:
 
     def update(self, **values: Any) -> dict[str, Any]:
         """Merge `values` (JSON) into the metadata, atomically; returns all of it."""
-        with _locked(self.path):
+        with self._locked():
             metadata = {**self.metadata(), **values}
             _write_json(self.path / "project.json", metadata)
         return metadata
@@ -203,13 +171,19 @@ class ProjectRegistry:
 
     def current(self) -> Version:
         """The version that serves; RegistryError before the first."""
+        return self.version(int(self._pointer()["version"]))
+
+    def pinned(self) -> bool:
+        """Whether the current version stays whatever is trained."""
+        return bool(self._pointer().get("pinned"))
+
+    def _pointer(self) -> dict[str, Any]:
         try:
-            number = int(json.loads((self.path / "current").read_text(encoding="utf-8"))["version"])
+            return dict(json.loads((self.path / "current").read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise RegistryError(
                 f"project {self.key} has no version yet; Label Studio's /setup makes the first"
             ) from None
-        return self.version(number)
 
     def version(self, number: int) -> Version:
         """Version `number`; RegistryError when there is none."""
@@ -221,7 +195,7 @@ class ProjectRegistry:
         return Version(f"yolonas-{self.key}-v{number}", number, self.key, path, record)
 
     def versions(self) -> list[Version]:
-        """All versions, oldest first."""
+        """All versions, oldest first, with those whose files `retain` has removed."""
         return [self.version(number) for number in self._numbers()]
 
     def ensure_start(self, weights: str, labels: Sequence[str], tags: Mapping[str, str] | None = None) -> Version:
@@ -229,27 +203,40 @@ class ProjectRegistry:
 
         It is needed when there is none yet, and when nothing was trained and the start weights changed, or `tags`, the
         names of control tags with weights of their own, or, for `untrained-n`, the labels (its classes are the
-        project's labels). Nothing is loaded, copied or downloaded.
+        project's labels); a version that a person chose stays. Nothing is loaded, copied or downloaded.
         """
         own = {name: {"weights": file, "stamp": _stamp(file)} for name, file in (tags or {}).items()}
         start: dict[str, Any] = {"kind": START, "weights": weights, "stamp": _stamp(weights), "tags": own}
         if weights == UNTRAINED:
             start["labels"] = list(labels)
-        with self._writing(), _locked(self.path):  # two /setup calls arrive when a backend is added
+
+        def fits() -> Version | None:
             with contextlib.suppress(RegistryError):
                 version = self.current()
                 known = {"tags": {}, **version.record}
-                if version.trained or {key: known.get(key) for key in start} == start:
+                same = {key: known.get(key) for key in start} == start
+                if version.trained or same or "over" in self._pointer():
                     return version
-            with self._temporary() as folder:
-                return self._add(folder, start)
+            return None
 
-    def publish(self, checkpoint: Path, record: Mapping[str, Any], files: Sequence[Path] = ()) -> Version:
-        """Copy a trained checkpoint into a new version and make it current.
+        if (version := fits()) is not None:
+            return version
+        with self._writing(), self._temporary() as folder, self._locked():
+            # two /setup calls arrive when a backend is added
+            return fits() or self._add(folder, start)
+
+    def publish(
+        self, checkpoint: Path, record: Mapping[str, Any], files: Sequence[Path] = (), *, base: int | None = None
+    ) -> Version:
+        """Copy a trained checkpoint into a new version and make it current, unless a person chose another; see below.
 
         `record` (JSON) is kept with it; keys `kind`, `number`, `parent` and `published` are set here. `files` are kept
-        beside the checkpoint under their own names: what was exported from it. Raises RegistryError, leaving the old
-        version current, when something cannot be written. Returns the new version.
+        beside the checkpoint under their own names: what was exported from it. `base` is the number of the version that
+        the training started from, by default the current one. Raises RegistryError, leaving the old version current,
+        when something cannot be written. Returns the new version.
+
+        It stays a candidate, for a person to choose, where the current version is pinned, or where a person rolled back
+        while it was being trained from something else.
         """
         for file in (Path(checkpoint), *files):
             if not file.is_file():
@@ -259,23 +246,105 @@ class ProjectRegistry:
             for file, name in ((checkpoint, CHECKPOINT), *((file, file.name) for file in files)):
                 shutil.copyfile(file, folder / name)
                 _sync_file(folder / name)
-            with _locked(self.path):
-                return self._add(folder, {**record, "kind": TRAINED})
+            with self._locked():
+                return self._add(folder, {**record, "kind": TRAINED}, base)
 
-    def activate(self, number: int) -> Version:
-        """Make an existing version current; RegistryError when there is none."""
-        with _locked(self.path):
-            return self._activate(number)
+    def take_over(self, number: int) -> bool:
+        """Make a published version current that its publisher was killed before it could; returns whether it is.
 
-    def _activate(self, number: int) -> Version:
+        A newer one, and what a person chose, stays.
+        """
+        with self._locked():
+            current, version = self.current(), self.version(number)
+            if number > current.number and self._may_serve(number, version.record["parent"]):
+                current = self._activate(number)
+        return current.number == number
+
+    def _may_serve(self, number: int, base: int | None) -> bool:
+        """Whether a trained version may become current without a person's word."""
+        try:
+            pointer = self._pointer()
+        except RegistryError:
+            return True
+        if "over" not in pointer:
+            return True
+        return not pointer.get("pinned") and number > pointer["over"] and base == pointer["version"]
+
+    # -- what a person chooses ---------------------------------------------------------------------------------
+
+    def rollback(self, number: int) -> Version:
+        """Have an existing version serve by a person's choice; RegistryError when there is none, or it was removed.
+
+        The next training starts from it. What was trained from another, and ends only now, does not replace it.
+        """
+        return self._choose(number)
+
+    def pin(self, number: int) -> Version:
+        """As `rollback`; and what is trained from now on is published as a candidate, and does not serve."""
+        return self._choose(number, pinned=True)
+
+    def unpin(self) -> Version:
+        """Let the next version that is trained from the current one serve again."""
+        with self._locked():
+            number = self.current().number
+            return self._activate(number, over=self._numbers()[-1]) if self.pinned() else self.current()
+
+    def _choose(self, number: int, **mark: Any) -> Version:
+        with self._locked():
+            version = self.version(number)
+            if version.removed:
+                raise RegistryError(
+                    f"the files of {version.name} were removed, as YOLONAS_KEEP_VERSIONS newer ones are there; "
+                    "choose another version"
+                )
+            return self._activate(number, over=self._numbers()[-1], **mark)
+
+    def retain(self, keep: int) -> list[Version]:
+        """Remove the files of the trained versions beyond the newest `keep`; returns what was removed. 0 keeps all.
+
+        The current version, its parent and what a process uses (see `Version.in_use`) stay. A removed version's record
+        stays, without its list of tasks, so that its number is never given again and it is still known.
+        """
+        if keep == 0:
+            return []
+        with self._locked():
+            current = self.current()
+            trained = [version for version in self.versions() if version.trained]
+            gone = [version for version in trained if version.removed]
+            kept = [version for version in trained if not version.removed]
+            removed = []
+            for version in kept[:-keep]:
+                if version.number in (current.number, current.record["parent"]):
+                    continue
+                lock = try_lock(version.path / RECORD)
+                if lock is None:
+                    continue
+                record = {name: value for name, value in version.record.items() if name != "manifest"}
+                _write_json(version.path / RECORD, {**record, "removed": time.time()})
+                os.close(lock)
+                removed.append(self.version(version.number))
+            for version in [*gone, *removed]:  # those of before, too: a kill may have come between
+                for path in version.path.iterdir():
+                    if path.name != RECORD:
+                        path.unlink(missing_ok=True)
+        return removed
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    def _activate(self, number: int, **mark: Any) -> Version:
         version = self.version(number)
-        _write_json(self.path / "current", {"version": number})
+        _write_json(self.path / "current", {"version": number, **mark})
         return version
 
     def _numbers(self) -> list[int]:
         folder = self.path / "versions"
         names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(name[1:]) for name in names if name[:1] == "v" and name[1:].isdecimal())
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with locked(self.path / _LOCK):
+            yield
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -289,87 +358,33 @@ class ProjectRegistry:
 
     @contextlib.contextmanager
     def _temporary(self) -> Iterator[Path]:
-        """A folder to make a version in, gone at the end unless `_add` moved it into place."""
+        """A folder to make a version in, locked while it is in use, gone at the end unless `_add` moved it."""
         versions = self.path / "versions"
-        versions.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{os.getpid()}-", dir=versions))
+        with self._locked():
+            versions.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=versions))
+            lock = try_lock(folder / _LOCK)
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
 
-    def _add(self, folder: Path, record: dict[str, Any]) -> Version:
-        """Make a version of the folder and make it current; the caller holds the lock."""
-        try:
-            parent: int | None = self.current().number
-        except RegistryError:
-            parent = None
+    def _add(self, folder: Path, record: dict[str, Any], base: int | None = None) -> Version:
+        """Make a version of the folder, and make it current where nobody minds; the caller holds the lock."""
+        if base is None:
+            with contextlib.suppress(RegistryError):
+                base = self.current().number
         number = max(self._numbers(), default=-1) + 1
-        record = {**record, "number": number, "parent": parent, "published": time.time()}
+        record = {**record, "number": number, "parent": base, "published": time.time()}
         (folder / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
         _sync_file(folder / RECORD)
-        _sync_folder(folder)
+        (folder / _LOCK).unlink(missing_ok=True)
+        sync_folder(folder)
         folder.rename(self.path / "versions" / f"v{number}")
-        _sync_folder(self.path / "versions")
-        return self._activate(number)
-
-
-def load_checkpoint(version: Version) -> Checkpoint:
-    """The model of a version; may download published weights, so never call it from a request that must be quick.
-
-    `untrained-n` is drawn anew with a fixed seed, so it is the same model each time.
-    """
-    from yolonas import checkpoint, weights
-
-    if version.weights != UNTRAINED:
-        return checkpoint.load(version.weights if version.trained else weights.resolve(version.weights))
-    import torch
-
-    from yolonas.model import YoloNAS
-
-    labels = version.record["labels"] or ["object"]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = YoloNAS("n", num_classes=len(labels), class_names=labels).eval()
-    return checkpoint.Checkpoint(model=model, record={"start": UNTRAINED})
-
-
-def class_names(version: Version) -> tuple[str, ...]:
-    """The classes of a version, without a download; raises YolonasError for a file that cannot be read."""
-    if version.labels is not None:
-        return version.labels
-    if not version.trained and version.record.get("stamp") is None:  # no file
-        from yolonas.model.config import COCO_NAMES
-
-        return COCO_NAMES  # what is published is trained on COCO
-    from yolonas import checkpoint
-
-    return checkpoint.load(version.weights).model.class_names
-
-
-def choose_weights(wanted: str) -> tuple[str, str]:
-    """What new projects start from -> the value to serve with, and a sentence that says so.
-
-    `auto` is yolo_nas_s_coco where it can be had, else `untrained-n`; a file becomes its absolute path. May download.
-    Raises WeightsError or FileNotFoundError for weights that were asked for and cannot be had.
-    """
-    from yolonas import weights
-
-    if wanted == UNTRAINED:
-        return UNTRAINED, "an untrained model (variant n): it knows nothing until it has learned from your first labels"
-    if Path(wanted).is_file():
-        return str(Path(wanted).resolve()), f"the checkpoint {wanted}"
-    name = PUBLISHED if wanted == "auto" else wanted
-    try:
-        return name, f"the weights {name} ({weights.resolve(name)})"
-    except YolonasError as error:
-        if wanted != "auto":
-            raise
-        sentence = "an untrained model (variant n), which learns from your first labels"
-        return UNTRAINED, f"{sentence}, because no published weights can be had ({error})"
-
-
-# -- files -----------------------------------------------------------------------------------------------------
+        sync_folder(self.path / "versions")
+        return self._activate(number) if self._may_serve(number, base) else self.version(number)
 
 
 def _stamp(weights: str) -> str | None:
@@ -386,45 +401,6 @@ def _sync_file(path: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_json(path: Path, value: Any) -> None:
-    """Replace the file atomically: readers see the old text or the new one, also after a power cut."""
-    temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")
-        _sync_file(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _in_use(leftover: Path) -> bool:
-    """Whether the process in the name may still be writing: it lives, and the file is young."""
-    process = leftover.name.removeprefix(_TEMPORARY).partition("-")[0]
-    try:
-        young = time.time() - leftover.stat().st_mtime < _STALE_SECONDS
-        if not young or not process.isdecimal() or int(process) == os.getpid():
-            return False
-        os.kill(int(process), 0)
-    except (ProcessLookupError, FileNotFoundError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One writer of a project at a time, over threads and processes; not to be taken twice by one."""
-    with (path / ".lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    with atomic_file(path) as stream:
+        stream.write(json.dumps(value, indent=1).encode())

@@ -20,10 +20,11 @@ from labelstudio_backend.asked import Asked, level_of
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load, Model, Models
 from labelstudio_backend.owed import Owed
-from labelstudio_backend.registry import ProjectRegistry, Registry, RegistryError, Version, project_key
+from labelstudio_backend.registry import ProjectRegistry, Registry, project_key
 from labelstudio_backend.scheduler import Level, Picture, Scheduler
 from labelstudio_backend.settings import UNTRAINED, Settings
 from labelstudio_backend.tag_weights import by_weights, problem, start_weights, version_for
+from labelstudio_backend.version import RegistryError, Version
 from labelstudio_backend.video import NotReachedError, Videos, lowest_score, tracks
 from yolonas.errors import YolonasError
 from yolonas.inference.video import Frame

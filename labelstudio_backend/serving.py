@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from labelstudio_backend.gate import judge
-from labelstudio_backend.registry import CHECKPOINT, Version, load_checkpoint
 from labelstudio_backend.settings import Settings
+from labelstudio_backend.version import CHECKPOINT, Version, load_checkpoint
 
 if TYPE_CHECKING:
     from yolonas.checkpoint import Checkpoint
@@ -149,6 +149,11 @@ def load(version: Version, settings: Settings) -> Detector:
 
     YOLONAS_RUNTIME=torch serves the float weights of every version.
     """
+    with version.in_use():
+        return _load(version, settings)
+
+
+def _load(version: Version, settings: Settings) -> Detector:
     from yolonas.inference.detector import Detector
 
     own = version.record.get("serving", {})

@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     parallel_jobs: int = Field(
         default=1, ge=1, description="Trainings at a time over all projects; one project has one."
     )
+    keep_versions: int = Field(
+        default=10, ge=0, description="Trained versions of a project whose files are kept; 0: all of them."
+    )
     image_size: int = Field(
         default=640, ge=32, multiple_of=32, description="Side of the square canvas that trainings use."
     )

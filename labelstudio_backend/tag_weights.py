@@ -17,7 +17,7 @@ from yolonas.labelstudio import Control
 from yolonas.weights import PUBLISHED, SHIPPED
 
 if TYPE_CHECKING:
-    from labelstudio_backend.registry import Version
+    from labelstudio_backend.version import Version
 
 
 def find(model_path: str, start: str) -> str:

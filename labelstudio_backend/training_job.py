@@ -6,6 +6,7 @@ goes wrong, the old version goes on serving and the job carries the reason.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -14,7 +15,7 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +23,16 @@ from labelstudio_backend import serving
 from labelstudio_backend.client import LabelStudio, LabelStudioError
 from labelstudio_backend.corrections import corrections, manifest
 from labelstudio_backend.gate import Verdict, judge, rename
-from labelstudio_backend.jobs import STOPPED, Job, Jobs, tidy
+from labelstudio_backend.job import STOPPED, Job, tidy
+from labelstudio_backend.job_queue import JobQueue
+from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.reconcile import same_project
-from labelstudio_backend.registry import ProjectRegistry, Registry, Version, load_checkpoint
+from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.serving import Way
 from labelstudio_backend.settings import UNTRAINED, Settings
 from labelstudio_backend.training_data import TrainingData, build
+from labelstudio_backend.version import Version, load_checkpoint
 from yolonas.data.labelled import LabelledImages
 from yolonas.errors import CheckpointError, YolonasError
 from yolonas.labelstudio import Control, class_names, map_labels, parse_label_config
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NICENESS = 10  # predictions come first
+CANCEL_SECONDS = 1.0  # how often a training looks whether it is cancelled
 THRESHOLD_BOXES = 20  # with fewer held-out boxes the operating threshold is taken from training images
 HIGHEST_GUESS = 0.25  # and then not above this, as scores are too good on what was trained on
 # Shares of the job's progress at which pulling, fetching and training end.
@@ -61,21 +66,44 @@ def main(arguments: Sequence[str]) -> int:
     # One core is left to predictions. A thread on a core that others use holds up all the others at every barrier: on
     # two cores with other work a training made 1 to 5 images/s with two threads, 14 with one.
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+    settings = Settings()
+    job_id, jobs = int(arguments[0]), Jobs(settings.state_dir / "jobs.sqlite")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    settings = Settings()
-    return run(int(arguments[0]), settings, Jobs(settings.state_dir / "jobs.sqlite"), stop.is_set)
+    threading.Thread(target=_watch_cancel, args=(jobs, job_id, stop), daemon=True).start()
+    return run(job_id, settings, jobs, stop.is_set, leave=os._exit)
 
 
-def run(job_id: int, settings: Settings, jobs: Jobs, should_stop: Callable[[], bool]) -> int:
-    """Run a job to its end and write that down; returns the exit code, `STOPPED` where it was cut."""
+def _watch_cancel(jobs: JobQueue, job_id: int, stop: threading.Event) -> None:
+    """Ask this process to end when its job is cancelled, whoever runs it and on whatever machine."""
+    while not stop.wait(CANCEL_SECONDS):
+        with contextlib.suppress(Exception):  # a busy database, or Redis away: looked at again
+            job = jobs.get(job_id)
+            if job is None or job.cancel:
+                stop.set()
+
+
+def run(
+    job_id: int,
+    settings: Settings,
+    jobs: JobQueue,
+    should_stop: Callable[[], bool],
+    *,
+    leave: Callable[[int], object] | None = None,
+) -> int:
+    """Run a job to its end and write that down; returns the exit code, `STOPPED` where it was cut.
+
+    `leave` ends the process with this code at once; it is used where nothing can look at `should_stop`.
+    """
     job = jobs.get(job_id)
     if job is None or job.state != "running":
         log.error("job %d is not there, or not to be run", job_id)
         return 2
     try:
         with LabelStudio(settings.label_studio_url, settings.token) as client:
-            _Training(job, settings, jobs, client, should_stop).run()
+            training = _Training(job, settings, jobs, client, should_stop)
+            training.leave = leave
+            training.run()
     except _StoppedError:
         return STOPPED
     except Exception as error:
@@ -83,16 +111,26 @@ def run(job_id: int, settings: Settings, jobs: Jobs, should_stop: Callable[[], b
             log.info("stopped while: %s", error)
             return STOPPED
         log.exception("job %d failed", job_id)
-        tidy(jobs.folder(job_id))  # first, as a full disk takes no last word
+        if _is_full(error):
+            tidy(jobs.folder(job_id))  # first, as a full disk takes no last word
         jobs.finish(job_id, "failed", _sentence(error))
         return 1
     tidy(jobs.folder(job_id))
     return 0
 
 
-def _sentence(error: Exception) -> str:
+def _is_full(error: Exception) -> bool:
     full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-    if full or (isinstance(error, sqlite3.Error) and "disk is full" in str(error)):
+    cause = error.__cause__
+    return (
+        full
+        or (isinstance(error, sqlite3.Error) and "disk is full" in str(error))
+        or (isinstance(cause, Exception) and _is_full(cause))
+    )
+
+
+def _sentence(error: Exception) -> str:
+    if _is_full(error) and not isinstance(error, YolonasError):
         return f"the disk is full ({getattr(error, 'filename', None) or error}); free some space and train again"
     if isinstance(error, YolonasError):
         return str(error)
@@ -101,7 +139,7 @@ def _sentence(error: Exception) -> str:
 
 class _Training:
     def __init__(
-        self, job: Job, settings: Settings, jobs: Jobs, client: LabelStudio, should_stop: Callable[[], bool]
+        self, job: Job, settings: Settings, jobs: JobQueue, client: LabelStudio, should_stop: Callable[[], bool]
     ) -> None:
         self.job, self.settings, self.jobs, self.client, self.should_stop = job, settings, jobs, client, should_stop
         self.folder = jobs.folder(job.id)
@@ -109,15 +147,21 @@ class _Training:
         self.resume_file = self.folder / "training" / "resume.pt"
         self.project: ProjectRegistry = Registry(settings.state_dir / "projects").project(job.project)
         self.begun = time.monotonic()
+        self.curve = list(job.curve)
+        self.leave: Callable[[int], object] | None = None
 
     def run(self) -> None:
-        published = next((v for v in self.project.versions() if v.record.get("job") == self.job.id), None)
+        with contextlib.ExitStack() as used:
+            self._run(used)
+
+    def _run(self, used: contextlib.ExitStack) -> None:
+        published = next((v for v in self.project.versions() if self._made(v)), None)
         if published is not None:  # killed between publishing and writing it down
-            if published.number > self.project.current().number:  # or before it became current
-                self.project.activate(published.number)
+            self.project.take_over(published.number)  # or before it became current
             self.jobs.finish(self.job.id, "succeeded", "published before a restart", version=published.name)
             return
         data, base = self._data()
+        used.enter_context(base.in_use())
         artefact, training = self._train(data, base)
         ways, remarks = self._ways(data, artefact)
         way, verdict, before, after = self._gate(data, ways, remarks, base)
@@ -147,18 +191,33 @@ class _Training:
             log.info("refused: %s", reason)
         else:
             exported = [] if way.file == artefact else [way.file]
-            version = self.project.publish(artefact, {**record, "manifest": data.manifest}, exported)
+            version = self.project.publish(artefact, {**record, "manifest": data.manifest}, exported, base=base.number)
+            if (current := self.project.current().number) < version.number:
+                why = "is pinned" if self.project.pinned() else "was chosen meanwhile"
+                reason = f"{version.name} is a candidate and does not serve, as v{current} {why}: {reason}"
             self.jobs.finish(self.job.id, "succeeded", reason, version=version.name, record=record)
             log.info("published %s, %s: %s", version.name, way, reason)
+        self._prune()
         self._look_for_new_labels(data.names)
+
+    def _made(self, version: Version) -> bool:
+        """Whether an earlier life of this job published the version; numbers of jobs repeat where a queue was lost."""
+        return version.record.get("job") == self.job.id and version.record["published"] >= self.job.created
+
+    def _prune(self) -> None:
+        """Remove old versions, and old jobs that no version tells about."""
+        for version in self.project.retain(self.settings.keep_versions):
+            log.info("removed the files of %s: %d newer ones are there", version.name, self.settings.keep_versions)
+        made = {version.record.get("job", 0) for version in self.project.versions() if not version.removed}
+        self.jobs.prune(self.project.key, keep=made)
 
     def _continue(self) -> None:
         if self.should_stop():
             raise _StoppedError
 
-    def _report(self, progress: float, reason: str) -> None:
+    def _report(self, progress: float, reason: str, **more: Any) -> None:
         self._continue()
-        self.jobs.report(self.job.id, progress=progress, reason=reason)
+        self.jobs.report(self.job.id, progress=progress, reason=reason, **more)
 
     # -- the data --------------------------------------------------------------------------------------------------
 
@@ -175,8 +234,8 @@ class _Training:
         """The data and the base of this job's earlier life, where they are whole, else what there is now."""
         path = self.folder / "data.json"
         if (kept := TrainingData.load(path)) is not None:
-            base = next((version for version in self.project.versions() if version.name == kept.base), None)
-            if base is not None:
+            base = self.project.current()
+            if base.name == kept.base:  # else it would be judged by what serves no more
                 log.info("going on from %s with the data pulled before", base.name)
                 return kept, base
         path.unlink(missing_ok=True)
@@ -235,7 +294,10 @@ class _Training:
         def on_epoch(report: EpochReport) -> None:
             share = report.seconds / max(report.seconds + report.seconds_left, 1e-9)
             line = f"training: epoch {report.epoch}, {report.seconds_left:.0f} s left, loss {report.loss:.3f}"
-            self._report(FETCHED + (TRAINED - FETCHED) * share, line)
+            self.curve = [point for point in self.curve if point["epoch"] < report.epoch]  # of an earlier life
+            self.curve.append({"epoch": report.epoch, "loss": round(report.loss, 4)})
+            done = FETCHED + (TRAINED - FETCHED) * share
+            self._report(done, line, epoch=report.epoch, seconds_left=report.seconds_left, curve=self.curve)
 
         def fine_tune() -> TrainResult:
             # No validation inside: the held-out images must not choose the epoch that they judge afterwards.
@@ -289,8 +351,28 @@ class _Training:
         folder = self.folder / "serving"
         folder.mkdir(exist_ok=True)
         paths = [image.path for image in data.train.images]
-        found, remarks = serving.ways(artefact, folder, paths, self.settings, self._continue)
+        with self._left_at_once():
+            found, remarks = serving.ways(artefact, folder, paths, self.settings, self._continue)
         return found, remarks
+
+    @contextlib.contextmanager
+    def _left_at_once(self) -> Iterator[None]:
+        """Exporting and quantizing take minutes in other people's code, and leave nothing to save: end in its midst."""
+        over = threading.Event()
+
+        def watch(leave: Callable[[int], object]) -> None:
+            while not over.wait(0.2):
+                if self.should_stop():
+                    log.info("told to end; left")
+                    leave(STOPPED)
+                    return
+
+        if self.leave is not None:
+            threading.Thread(target=watch, args=(self.leave,), daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def _gate(
         self, data: TrainingData, ways: Sequence[Way], remarks: list[str], base: Version
@@ -318,10 +400,14 @@ class _Training:
         )
         if data.held_out.objects == 0:
             return way, judge(data.held_out, [], []), None, None
+        figures = _figures(coco_ap(data.held_out, after))
+        if self.curve:
+            self.curve[-1]["ap50"] = figures["ap50"]
+            self.jobs.report(self.job.id, curve=self.curve)
         own = base.trained or base.weights == UNTRAINED
         before = detections(serving.load(base, self.settings), own=own)
         verdict = judge(data.held_out, before, after, first=not base.trained)
-        return way, verdict, _figures(coco_ap(data.held_out, before)), _figures(coco_ap(data.held_out, after))
+        return way, verdict, _figures(coco_ap(data.held_out, before)), figures
 
     def _look_for_new_labels(self, names: tuple[str, ...]) -> None:
         """The label config may have got new labels meanwhile: another training, which has them."""

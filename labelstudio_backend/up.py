@@ -22,8 +22,9 @@ from labelstudio_backend.backend import Credentials
 from labelstudio_backend.cli import read_settings
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.connect import connect_project
+from labelstudio_backend.job import Job
 from labelstudio_backend.job_runner import JobRunner
-from labelstudio_backend.jobs import Job, Jobs
+from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.local_label_studio import Account, Process
 from labelstudio_backend.settings import UNTRAINED, default_state_dir
 from yolonas.atomic import atomic_file
@@ -143,7 +144,7 @@ class _Up:
 
     def run(self, port: int | None, backend_port: int | None, browser: bool) -> None:
         """Start everything and wait for Ctrl-C."""
-        from labelstudio_backend.registry import choose_weights
+        from labelstudio_backend.version import choose_weights
 
         # The port belongs to the address under which the backend knows the projects: it stays.
         kept = self.state.get("port")
@@ -301,7 +302,7 @@ def image_files(folder: Path) -> list[Path]:
 
 def class_names_of(weights: str) -> list[str]:
     """The classes of the weights a project starts from, as its labels."""
-    from labelstudio_backend.registry import choose_weights
+    from labelstudio_backend.version import choose_weights
     from yolonas import checkpoint
     from yolonas.weights import resolve
 

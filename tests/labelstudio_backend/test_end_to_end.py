@@ -19,7 +19,8 @@ import pytest
 from labelstudio_backend import local_label_studio
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.corrections import held_out
-from labelstudio_backend.jobs import Job, Jobs
+from labelstudio_backend.job import Job
+from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.pull import pull_project
 from labelstudio_backend.registry import ProjectRegistry, Registry

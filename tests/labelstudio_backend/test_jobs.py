@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from labelstudio_backend.job import Job
 from labelstudio_backend.job_runner import JobRunner
-from labelstudio_backend.jobs import Job, Jobs
+from labelstudio_backend.jobs import Jobs
 
 SLEEP = "import time; time.sleep(60)"
 LINGER = (
@@ -120,15 +122,21 @@ def test_parallel_claims_never_hand_out_a_job_twice(jobs: Jobs) -> None:
 def test_progress_and_manifest_are_kept_and_an_ended_job_does_not_change(jobs: Jobs) -> None:
     job_id = jobs.enqueue("a", "x")
     jobs.claim()
+    curve = [{"epoch": 2, "loss": 1.5, "ap50": 0.75}, {"epoch": 3, "loss": 1.25}]
     jobs.report(job_id, progress=0.25, reason="epoch 3", manifest={"7": "3@x"})
+    jobs.report(job_id, epoch=3, seconds_left=60.0, curve=curve)
     job = jobs.get(job_id)
     assert job is not None
     assert (job.progress, job.reason, job.manifest) == (0.25, "epoch 3", {"7": "3@x"})
+    assert (job.epoch, job.seconds_left, job.curve) == (3, 60.0, curve)
     assert jobs.status(str(job_id)) == {
         "job_status": "started",
         "state": "running",
         "reason": "epoch 3",
         "progress": 0.25,
+        "epoch": 3,
+        "seconds_left": 60.0,
+        "ap50": 0.75,
         "model_version": None,
     }
     assert jobs.finish(job_id, "failed", "no boxes")
@@ -159,16 +167,21 @@ def test_the_process_writes_its_own_end_and_the_server_hears_of_it(jobs: Jobs, s
 )
 def test_a_process_that_ends_without_a_word_has_failed(jobs: Jobs, start: Start, code: str, reason: str) -> None:
     ended: list[Job] = []
-    folder = jobs.folder(jobs.enqueue("a", "x"))
+    job_id = jobs.enqueue("a", "x")
+    folder = jobs.folder(job_id)
     for name in ("images/1-0", "training/resume.pt", "training/results.csv"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     start(code, on_end=ended.append)
     wait(lambda: bool(ended))
     assert ended[0].state == "failed"
-    assert not (folder / "images").exists(), "what a killed job leaves does not fill the disk"
-    assert [path.name for path in (folder / "training").iterdir()] == ["results.csv"]
     assert reason in ended[0].reason
+    assert (folder / "training" / "resume.pt").exists(), "it can be retried"
+    again = jobs.enqueue("a", "x")
+    wait(lambda: len(ended) == 2)
+    assert ended[1].id == again
+    assert not (folder / "images").exists(), "what killed jobs leave does not fill the disk"
+    assert [path.name for path in (folder / "training").iterdir()] == ["results.csv"]
 
 
 def test_a_command_that_cannot_be_run_fails_with_the_reason(jobs: Jobs) -> None:
@@ -298,15 +311,83 @@ def test_an_error_nobody_thought_of_does_not_end_the_thread(
     assert runner._thread.is_alive()
 
 
-def test_a_cancelled_job_leaves_no_images_even_where_it_waits_or_no_server_runs(jobs: Jobs, start: Start) -> None:
-    waiting, ended = jobs.enqueue("a", "x"), jobs.enqueue("b", "x")
-    jobs.finish(ended, "failed", "killed, server and all")
-    for job_id in (waiting, ended):
-        (jobs.folder(job_id) / "images").mkdir(parents=True)
-    jobs.cancel(waiting)  # it was put back after a first life
-    assert not (jobs.folder(waiting) / "images").exists()
+def test_what_ended_while_no_server_ran_leaves_images_only_where_it_can_be_retried(jobs: Jobs, start: Start) -> None:
+    ids = []
+    for project, outcome in (("a", "failed"), ("a", "succeeded"), ("b", "refused"), ("b", "failed")):
+        ids.append(jobs.enqueue(project, "x"))
+        jobs.finish(ids[-1], outcome, "no server ran")  # type: ignore[arg-type]
+        (jobs.folder(ids[-1]) / "images").mkdir(parents=True)
     start()
-    wait(lambda: not (jobs.folder(ended) / "images").exists())
+    wait(lambda: [(jobs.folder(job_id) / "images").exists() for job_id in ids] == [False, False, False, True])
+
+
+def test_a_failed_or_cancelled_job_is_retried_under_its_number(jobs: Jobs, start: Start) -> None:
+    first = jobs.enqueue("a", "x")
+    assert jobs.retry(first) is None, "it waits already"
+    assert jobs.retry(99) is None
+    once = jobs.path.with_name("once")
+    done = finishing(jobs)
+    start(lambda job: done(job) if once.exists() else f"open({str(once)!r}, 'w').close()\nraise SystemExit(3)")
+    wait(lambda: state(jobs, first) == "failed")
+    assert jobs.retry(first) == first
+    wait(lambda: state(jobs, first) == "succeeded")
+    assert jobs.retry(first) is None
+    second = jobs.enqueue("b", "x")
+    jobs.cancel(second)
+    third = jobs.enqueue("b", "x")
+    assert jobs.retry(second) == third, "one that waits does in its place"
+    job = jobs.get(second)
+    assert job is not None
+    assert (job.state, job.reason) == ("cancelled", "cancelled before it started")
+
+
+def test_ended_jobs_are_forgotten_but_for_the_newest_and_those_that_are_needed(jobs: Jobs) -> None:
+    for number in range(1, 10):
+        job_id = jobs.enqueue("a", "x")
+        assert job_id == number
+        jobs.finish(job_id, "succeeded" if number < 4 else "failed", "ended")
+        jobs.folder(job_id).mkdir(parents=True)
+    other, waits = jobs.enqueue("b", "x"), jobs.enqueue("a", "x")
+    assert jobs.prune("a", keep={1}, newest=3) == [2, 4, 5, 6], "3 is the last that learnt"
+    assert [job.id for job in jobs.find()] == [1, 3, 7, 8, 9, other, waits]
+    assert sorted(int(path.name) for path in jobs.folder(1).parent.iterdir()) == [1, 3, 7, 8, 9]
+    jobs.cancel(waits)
+    assert jobs.enqueue("a", "x") == waits + 1
+
+
+def test_a_queue_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite"
+    Jobs(path)
+    with sqlite3.connect(path) as db:
+        for column in ("epoch", "seconds_left", "curve"):
+            db.execute(f"ALTER TABLE jobs DROP COLUMN {column}")
+        db.execute("INSERT INTO jobs (project, trigger, created) VALUES ('a', 'x', 1.0)")
+    job = Jobs(path).get(1)
+    assert job is not None
+    assert (job.epoch, job.curve) == (None, [])
+
+
+def test_one_job_of_the_queue_runs_here_and_no_other(jobs: Jobs) -> None:
+    first, other = jobs.enqueue("a", "x"), jobs.enqueue("b", "x")
+    done = finishing(jobs)
+    runner = JobRunner(jobs, lambda job: [sys.executable, "-c", done(job)], poll_seconds=0.02)
+    runner.run_one(other)
+    assert (state(jobs, first), state(jobs, other)) == ("queued", "succeeded")
+    runner.run_one(other)
+    assert state(jobs, other) == "succeeded"
+
+
+def test_one_job_that_is_stopped_goes_back_to_the_queue(jobs: Jobs) -> None:
+    job_id = jobs.enqueue("a", "x")
+    runner = JobRunner(jobs, lambda job: [sys.executable, "-c", SLEEP], poll_seconds=0.02)
+    thread = threading.Thread(target=runner.run_one, args=(job_id,))
+    thread.start()
+    pid = child_of(runner, job_id)
+    runner._stopping.set()
+    thread.join(10)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert state(jobs, job_id) == "queued"
 
 
 def test_a_brief_list_reads_neither_manifest_nor_record(jobs: Jobs) -> None:

@@ -265,7 +265,7 @@ def test_version_names_that_contain_each_other_are_told_apart(bench: Bench) -> N
         v10 = bench.publish()
     assert v10.endswith("-v10")
     bench.reconcile()
-    v1 = bench.project.activate(1).name
+    v1 = bench.project.rollback(1).name
     bench.studio.serving = v1
     bench.reconcile()
     assert all(v1 in given for given in bench.studio.given.values())

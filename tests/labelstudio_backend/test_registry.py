@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from labelstudio_backend.registry import ProjectRegistry, Registry, RegistryError, Version, project_key
+from labelstudio_backend.locks import try_lock
+from labelstudio_backend.registry import ProjectRegistry, Registry, project_key
 from labelstudio_backend.settings import UNTRAINED
+from labelstudio_backend.version import RegistryError, Version, load_checkpoint
 
 HOST, UID = "http://localhost:8080", "5.1795289898"
 
@@ -35,6 +37,11 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "best.safetensors"
     path.write_bytes(b"weights" * 1000)
     return path
+
+
+def point(project: ProjectRegistry, number: int) -> None:
+    """As it is before a newer version became current."""
+    (project.path / "current").write_text(json.dumps({"version": number}))
 
 
 def leftovers(registry: Registry) -> list[Path]:
@@ -121,7 +128,7 @@ def test_publishing(registry: Registry, project: ProjectRegistry, checkpoint: Pa
     assert project.current() == second
     assert [version.number for version in project.versions()] == [0, 1, 2]
     assert Path(first.weights).read_bytes() == b"weights" * 1000
-    assert project.activate(1) == first == project.current()
+    assert project.rollback(1) == first == project.current()
     assert project.publish(checkpoint, {}).record["parent"] == 1
     assert leftovers(registry) == []
 
@@ -131,7 +138,7 @@ def test_publishing_what_is_not_there(project: ProjectRegistry, tmp_path: Path) 
     with pytest.raises(FileNotFoundError, match="no checkpoint to publish"):
         project.publish(tmp_path / "gone", {})
     with pytest.raises(RegistryError, match="no version v9"):
-        project.activate(9)
+        project.rollback(9)
     assert project.current().number == 0
 
 
@@ -166,14 +173,14 @@ def test_threads_that_publish_and_read_at_once(registry: Registry, checkpoint: P
     assert seen
 
 
-@pytest.mark.parametrize("how", ["publish", "activate"])
+@pytest.mark.parametrize("how", ["publish", "rollback"])
 def test_a_start_version_never_replaces_what_is_published_meanwhile(
     project: ProjectRegistry, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """/setup with other labels decides on a start version; the trained one must not become current in between."""
     project.ensure_start(UNTRAINED, ["Car"])
     project.publish(checkpoint, {})
-    project.activate(0)
+    point(project, 0)
     decided, ended = threading.Event(), threading.Event()
     current = ProjectRegistry.current
 
@@ -188,7 +195,7 @@ def test_a_start_version_never_replaces_what_is_published_meanwhile(
     setup = threading.Thread(target=project.ensure_start, args=(UNTRAINED, ["Car", "Person"]))
     setup.start()
     assert decided.wait(5)
-    trained = project.publish(checkpoint, {}) if how == "publish" else project.activate(1)
+    trained = project.publish(checkpoint, {}) if how == "publish" else project.rollback(1)
     ended.set()
     setup.join(5)
     assert trained.trained
@@ -265,7 +272,7 @@ def test_a_kill_at_any_step_leaves_the_old_version_or_the_new_one(
                 break
             assert code == 9
             killed += 1
-        project.activate(start.number)
+        point(project, start.number)
     assert killed == 20  # 10 calls reach the disk
     assert left > 5
     assert project.publish(checkpoint, {}) == project.current()
@@ -296,15 +303,99 @@ def test_a_full_disk_leaves_the_old_version(
 
 
 def test_clean_spares_what_another_process_is_writing(registry: Registry, project: ProjectRegistry) -> None:
-    ours = project.path / "versions" / f".tmp-{os.getpid()}-x"
-    alive = project.path / "versions" / f".tmp-{os.getppid()}-x"
-    dead = project.path / "versions" / ".tmp-99999999-x"
-    for path in (ours, alive, dead):
+    alive, dead = (project.path / "versions" / f".tmp-{name}" for name in ("alive", "dead"))
+    for path in (alive, dead):
         path.mkdir(parents=True)
         (path / "model.safetensors").write_bytes(b"part")
-    half = project.path / ".tmp-99999999-y"
+    half = project.path / ".current.99999.ab.tmp"
     half.write_text(json.dumps({"version": 3}))
-    assert set(registry.clean()) == {ours, dead, half}
+    lock = try_lock(alive / ".lock")
+    assert lock is not None
+    assert set(registry.clean()) == {dead, half}
     assert leftovers(registry) == [alive]
-    os.utime(alive, (1, 1))  # a process number that was given again
+    os.close(lock)
     assert registry.clean() == [alive]
+
+
+def published(project: ProjectRegistry, checkpoint: Path, count: int) -> None:
+    project.ensure_start("w.pth", [])
+    for number in range(1, count + 1):
+        assert project.publish(checkpoint, {"manifest": {"1": number}}).number == number
+
+
+def test_a_rollback_serves_and_what_was_trained_from_another_version_waits(
+    project: ProjectRegistry, checkpoint: Path
+) -> None:
+    published(project, checkpoint, 2)
+    assert project.rollback(1) == project.current()
+    running = project.publish(checkpoint, {}, base=2)  # its training had begun before the rollback
+    assert (running.number, project.current().number) == (3, 1)
+    assert running.record["parent"] == 2
+    assert not project.take_over(3), "nor after a restart"
+    assert not project.take_over(2)
+    assert project.rollback(1).number == 1
+    started_later = project.publish(checkpoint, {}, base=1)
+    assert project.current() == started_later
+    assert project.publish(checkpoint, {}, base=1) == project.current(), "nothing of the rollback is left"
+
+
+def test_a_pinned_version_goes_on_serving(project: ProjectRegistry, checkpoint: Path) -> None:
+    published(project, checkpoint, 2)
+    assert not project.pinned()
+    assert project.pin(1) == project.current()
+    assert project.pinned()
+    candidate = project.publish(checkpoint, {}, base=1)
+    assert not project.take_over(candidate.number)
+    assert project.current().number == 1
+    assert project.unpin().number == 1
+    assert not project.take_over(candidate.number), "a candidate of before waits for a person"
+    assert project.publish(checkpoint, {}, base=1) == project.current()
+    assert project.rollback(3) == candidate
+    with pytest.raises(RegistryError, match="no version v9"):
+        project.pin(9)
+
+
+def test_a_version_whose_publisher_was_killed_takes_over(project: ProjectRegistry, checkpoint: Path) -> None:
+    published(project, checkpoint, 1)
+    point(project, 0)
+    assert project.take_over(1)
+    assert project.current().number == 1
+    project.publish(checkpoint, {})
+    assert not project.take_over(1)
+
+
+def test_start_weights_that_change_leave_what_a_person_chose(project: ProjectRegistry, checkpoint: Path) -> None:
+    published(project, checkpoint, 1)
+    project.rollback(0)
+    assert project.ensure_start("other.pth", ["Car"]).number == 0
+
+
+def test_retention_removes_the_oldest_but_nothing_that_is_needed(
+    registry: Registry, project: ProjectRegistry, checkpoint: Path
+) -> None:
+    published(project, checkpoint, 8)
+    project.rollback(3)
+    assert project.retain(0) == []
+    with project.version(1).in_use():
+        removed = project.retain(2)
+        assert [version.number for version in removed] == [4, 5, 6], "1 is used, 2 the parent, 3 current, 7, 8 new"
+    assert [version.number for version in project.retain(2)] == [1]
+    assert all(list(version.path.iterdir()) == [version.path / "record.json"] for version in removed)
+    assert "manifest" not in removed[0].record
+    assert [version.number for version in project.versions()] == list(range(9))
+    assert [version.number for version in project.versions() if version.removed] == [1, 4, 5, 6]
+    with pytest.raises(RegistryError, match="removed"):
+        project.rollback(5)
+    with pytest.raises(RegistryError, match="only the record"):
+        load_checkpoint(project.version(5))
+    assert project.publish(checkpoint, {}).number == 9, "numbers are never given again"
+    assert Path(project.version(3).weights).exists()
+
+
+def test_what_a_kill_left_of_a_removed_version_is_removed_later(project: ProjectRegistry, checkpoint: Path) -> None:
+    published(project, checkpoint, 4)
+    project.retain(1)
+    half = project.version(1).path / "model.safetensors"
+    half.write_bytes(b"weights")
+    assert project.retain(1) == []
+    assert not half.exists()

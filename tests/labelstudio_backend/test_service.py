@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 
 from labelstudio_backend.media import MediaCache
-from labelstudio_backend.registry import Registry, Version
+from labelstudio_backend.registry import Registry
 from labelstudio_backend.service import BadRequestError, Service
 from labelstudio_backend.settings import UNTRAINED, Settings
+from labelstudio_backend.version import Version
 from yolonas.errors import YolonasError
 from yolonas.inference.detections import Detections
 

@@ -4,6 +4,7 @@ import base64
 import errno
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from labelstudio_backend import serving, training_job
 from labelstudio_backend.client import LabelStudioError
 from labelstudio_backend.corrections import held_out
 from labelstudio_backend.gate import Verdict
-from labelstudio_backend.jobs import STOPPED, Job, Jobs
-from labelstudio_backend.registry import ProjectRegistry, Registry, Version, load_checkpoint
+from labelstudio_backend.job import STOPPED, Job
+from labelstudio_backend.jobs import Jobs
+from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import Settings
+from labelstudio_backend.version import Version, load_checkpoint
 from yolonas import checkpoint, labelstudio
 from yolonas.errors import MissingPackageError
 from yolonas.inference.detector import Detector
@@ -242,7 +245,7 @@ def test_a_version_whose_publishing_was_cut_serves_after_the_restart(bench: Benc
     job_id = bench.begin()
     (tmp_path / "weights").write_bytes(b"weights")
     version = bench.project.publish(tmp_path / "weights", {"job": job_id})
-    bench.project.activate(0)  # killed between the two renames
+    (bench.project.path / "current").write_text('{"version": 0}')  # killed between the two renames
     _, job = bench.go_on(job_id)
     assert (job.state, bench.project.current()) == ("succeeded", version)
 
@@ -281,22 +284,78 @@ def test_the_comparison_counts_every_predicted_value_of_a_foreign_base(
     assert asked == [{"Square": ("box", "crate")}] * 2
 
 
-def test_a_restarted_job_keeps_its_base_and_begins_anew_where_that_is_gone(bench: Bench, tmp_path: Path) -> None:
+def test_a_restarted_job_keeps_its_data_until_another_version_serves(bench: Bench, tmp_path: Path) -> None:
     job_id = bench.begin()
     folder = bench.jobs.folder(job_id)
     bench.go_on(job_id, lambda: (folder / "training" / "resume.pt").exists())
-    other = tmp_path / "other.safetensors"
-    checkpoint.save(load_checkpoint(bench.project.current()), other)
-    newer = bench.project.publish(other, {})  # by hand, while the job was down
     job = bench.jobs.get(job_id)
     assert job is not None
     training = training_job._Training(job, bench.settings, bench.jobs, bench.studio, lambda: False)  # type: ignore[arg-type]
-    assert training._data()[1].number == 0
-    document = json.loads((folder / "data.json").read_text())
-    (folder / "data.json").write_text(json.dumps(document | {"base": "gone"}))
+    bench.studio.tasks.append(task(20))
+    assert training._data()[0].tasks["labelled"] == 12
+    other = tmp_path / "other.safetensors"
+    checkpoint.save(load_checkpoint(bench.project.current()), other)
+    newer = bench.project.publish(other, {})  # by hand, while the job was down
     assert training._data()[1] == newer
     assert not (folder / "training" / "resume.pt").exists()
-    assert json.loads((folder / "data.json").read_text())["base"] == newer.name
+    document = json.loads((folder / "data.json").read_text())
+    assert (document["base"], document["tasks"]["labelled"]) == (newer.name, 13)
+
+
+def test_what_is_trained_while_a_person_rolls_back_is_a_candidate(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_job, "judge", lambda *_, **__: Verdict(True, False, "as good", 3))
+    assert bench.train().version == bench.project.current().name
+    job_id = bench.begin()
+    published = ProjectRegistry.publish
+
+    def late(project: ProjectRegistry, *arguments: Any, **options: Any) -> Version:
+        project.rollback(0)
+        return published(project, *arguments, **options)
+
+    monkeypatch.setattr(ProjectRegistry, "publish", late)
+    _, job = bench.go_on(job_id)
+    assert (job.state, job.version) == ("succeeded", bench.project.version(2).name)
+    assert job.reason.startswith(
+        f"{job.version} is a candidate and does not serve, as v0 was chosen meanwhile: as good"
+    )
+    assert bench.project.current().number == 0
+    assert [point["epoch"] for point in job.curve] == list(range(1, 1 + job.record["training"]["epochs"]))
+    assert job.curve[-1]["ap50"] == job.record["after"]["ap50"]
+
+
+def test_a_cancelled_job_ends_in_the_midst_of_a_quantization(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    left, cancelled = threading.Event(), threading.Event()
+
+    def quantize(*_: object) -> tuple[list[serving.Way], list[str]]:
+        cancelled.set()
+        assert left.wait(10), "nobody looked"
+        raise SystemExit
+
+    monkeypatch.setattr(serving, "ways", quantize)
+    codes: list[int] = []
+    job_id = bench.begin()
+    with pytest.raises(SystemExit):
+        training_job.run(
+            job_id,
+            bench.settings,
+            bench.jobs,
+            cancelled.is_set,
+            leave=lambda code: (codes.append(code), left.set()),
+        )
+    assert codes == [STOPPED]
+
+
+def test_a_training_sees_that_its_job_is_cancelled_wherever_that_was_said(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_job, "CANCEL_SECONDS", 0.01)
+    job_id, stop = bench.begin(), threading.Event()
+    threading.Thread(target=training_job._watch_cancel, args=(bench.jobs, job_id, stop), daemon=True).start()
+    assert not stop.wait(0.1)
+    bench.jobs.cancel(job_id)
+    assert stop.wait(10)
 
 
 def test_a_resume_file_of_another_model_begins_the_training_anew(bench: Bench) -> None:

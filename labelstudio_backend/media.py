@@ -255,6 +255,8 @@ class MediaCache:
                 if passing and tries > 0 and time.monotonic() < deadline:
                     continue
                 reason = str(error) or type(error).__name__
+                if "location header" in reason:  # whose address, with all that is in it, goes on there
+                    reason = "it redirects to what is no address"
                 advice = "check that it runs" + (" and that YOLONAS_LABEL_STUDIO_URL is its address" if own else "")
                 raise MediaError(f"{shown} could not be fetched from {host(url)} ({reason}); {advice}") from error
             except LabelStudioError as error:

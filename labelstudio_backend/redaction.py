@@ -19,6 +19,7 @@ _FORMS = (
     (re.compile(r"(://)[^/?#\s'\"@]*@"), r"\1***@"),  # user and password of an address
     (re.compile(r"(?i)(authorization\W{1,8}(?:b['\"])?(?:bearer|basic|token)\s+)[^\s'\",]+"), r"\1***"),
     (re.compile(r"(?i)(cookie\W{1,8}(?:b['\"])?)[^'\"\r\n]+"), r"\1***"),
+    (re.compile(r"\b(sessionid|csrftoken)=[^;\s'\"]+"), r"\1=***"),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?"), _HIDDEN),  # JSON web tokens
     (  # links signed for S3, Google and Azure, and what others call a secret
         re.compile(

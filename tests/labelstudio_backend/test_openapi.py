@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 
-from labelstudio_backend.app import Learning, create_app
 from labelstudio_backend.settings import Settings
-from yolonas.inference.detections import Detections
+from small_backend import small_backend
 
 schemathesis = pytest.importorskip("schemathesis")
 GenerationMode = schemathesis.GenerationMode
@@ -29,28 +22,8 @@ CONFIG = """<View><Image name="image" value="$image"/>
 <RectangleLabels name="label" toName="image"><Label value="Car"/></RectangleLabels></View>"""
 
 
-class FakeModel:
-    names = ("car",)
-    checkpoint = SimpleNamespace(conf=0.25, iou=0.7)
-
-    def predict_batch(self, images: list[np.ndarray], **_: Any) -> list[Detections]:
-        return [Detections(np.array([[0, 0, 9, 9]]), [0.9], [0], self.names, image.shape[:2]) for image in images]
-
-
-class FakeLearning:
-    def enqueue(self, project_key: str, trigger: str) -> int:
-        return 7
-
-    def status(self, job_id: int | str) -> dict[str, Any] | None:
-        return {"job_status": "started"} if str(job_id) == "7" else None
-
-    def hint(self, project_key: str, action: str, payload: Any) -> None:
-        pass
-
-
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    fake = FakeLearning()
     settings = Settings(
         state_dir=tmp_path_factory.mktemp("state"),
         weights="yolo_nas_s_coco",
@@ -58,19 +31,8 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         label_studio_token=None,
         secret=SECRET,
     )
-    learning = Learning(fake, fake, lambda: None, lambda: None)
-    app = create_app(settings, load=lambda version: FakeModel(), learning=learning)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
+    with small_backend(settings) as url:
+        yield url
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])

@@ -1,0 +1,61 @@
+"""The backend in this process, on a port, with a model that takes no time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import uvicorn
+
+from labelstudio_backend.app import Learning, create_app
+from labelstudio_backend.local_label_studio import free_port
+from labelstudio_backend.settings import Settings
+from yolonas.inference.detections import Detections
+
+
+class FakeModel:
+    """One box of the only class on every image."""
+
+    names = ("car",)
+    checkpoint = SimpleNamespace(conf=0.25, iou=0.7)
+
+    def predict_batch(self, images: list[np.ndarray], **_: Any) -> list[Detections]:
+        return [Detections(np.array([[0, 0, 9, 9]]), [0.9], [0], self.names, image.shape[:2]) for image in images]
+
+
+class FakeLearning:
+    """A queue with one job, 7, and nothing to keep in step."""
+
+    def enqueue(self, project_key: str, trigger: str) -> int:
+        return 7
+
+    def status(self, job_id: int | str) -> dict[str, Any] | None:
+        return {"job_status": "started"} if str(job_id) == "7" else None
+
+    def hint(self, project_key: str, action: str, payload: Any) -> None:
+        pass
+
+
+@contextmanager
+def small_backend(settings: Settings) -> Iterator[str]:
+    """Its address, until the block ends."""
+    fake, port = FakeLearning(), free_port()
+    learning = Learning(fake, fake, lambda: None, lambda: None)
+    app = create_app(settings, load=lambda version: FakeModel(), learning=learning)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+        assert not thread.is_alive()

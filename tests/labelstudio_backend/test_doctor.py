@@ -415,7 +415,15 @@ def test_the_command(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     real = httpx.Client.__init__
 
     def with_fake(self: httpx.Client, *args: Any, **options: Any) -> None:
-        real(self, *args, **({**options, "transport": bench.studio} if options.get("transport") is None else options))
+        real(
+            self,
+            *args,
+            **(
+                {**options, "transport": bench.studio}
+                if not isinstance(options.get("transport"), httpx.MockTransport)
+                else options
+            ),
+        )
 
     monkeypatch.setattr(httpx.Client, "__init__", with_fake)
     monkeypatch.setenv("YOLONAS_STATE_DIR", str(bench.folder))

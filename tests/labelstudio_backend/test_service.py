@@ -450,6 +450,41 @@ def test_a_version_published_meanwhile_does_not_change_a_running_request(
     assert {result["model_version"] for result in results} == {first}
 
 
+def test_a_switch_under_load_fails_no_request_and_mixes_no_versions(harness: Harness, tmp_path: Path) -> None:
+    harness.setup()
+    harness.predict(picture(0))
+    (tmp_path / "best.safetensors").write_bytes(b"weights")
+    project = harness.registry.projects()[0]
+    first, may_load, done = project.current().name, threading.Event(), threading.Event()
+    trained = FakeModel(names=("Person", "Car"))
+    harness.load = lambda version: trained if may_load.wait(20) else FakeModel()
+
+    def annotator(number: int) -> list[tuple[str, str]]:
+        seen, answers = 0, []
+        while not done.is_set() or seen < 3:
+            grey = (number * 40 + seen) % 250
+            for prediction in harness.predict(picture(grey), picture(grey + 1)):
+                (region,) = prediction["result"]
+                assert region["value"]["x"] == pytest.approx(grey / 320 * 100, abs=0.4)
+                answers.append((prediction["model_version"], region["value"]["rectanglelabels"][0]))
+            seen += 1
+        return answers
+
+    with ThreadPoolExecutor(6) as pool:
+        futures = [pool.submit(annotator, number) for number in range(6)]
+        second = project.publish(tmp_path / "best.safetensors", {}).name
+        assert eventually(lambda: len(harness.loads) == 2)
+        looked = len(harness.model.batches)
+        assert eventually(lambda: len(harness.model.batches) > looked + 20), "the version before goes on"
+        assert trained.batches == []
+        may_load.set()
+        assert eventually(lambda: len(trained.batches) > 20)
+        done.set()
+        answers = {answer for future in futures for answer in future.result()}
+    assert answers == {(first, "Car"), (second, "Person")}
+    assert len(harness.loads) == 2
+
+
 def test_a_published_version_that_cannot_be_loaded_leaves_the_one_before(harness: Harness, tmp_path: Path) -> None:
     first = harness.setup()
     assert harness.predict(picture(1))[0]["result"]

@@ -39,6 +39,7 @@ _COMMANDS = {  # imported when called
     "doctor": "labelstudio_backend.doctor",
     "pull": "labelstudio_backend.pull",
     "push": "labelstudio_backend.push",
+    "rank": "labelstudio_backend.rank",
     "up": "labelstudio_backend.up",
 }
 

@@ -216,6 +216,9 @@ class LabelStudio:
                 seen.add(prediction["task"])
         return deleted
 
+    def patch_prediction(self, prediction: int, **values: Any) -> dict[str, Any]:
+        return self._object("PATCH", f"api/predictions/{prediction}/", json=values)
+
     def count_predictions(self, project: int, model_version: str) -> int:
         """How many tasks have a prediction of this version."""
         return len({p["task"] for p in self.predictions(project) if p["model_version"] == model_version})

@@ -42,7 +42,7 @@ class Model(Protocol):
     @property
     def checkpoint(self) -> Thresholds: ...
     def predict_batch(
-        self, images: list[np.ndarray], conf: float, iou: float | None, max_det: int, batch: int
+        self, images: list[np.ndarray], conf: float, iou: float | None, max_det: int, batch: int, *, signals: bool
     ) -> list[Detections]: ...
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labelstudio_backend.acquisition import Acquisition, of_control
 from labelstudio_backend.asked import Asked, level_of
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load, Model, Models
@@ -39,6 +40,7 @@ from yolonas.labelstudio import (
 )
 
 if TYPE_CHECKING:
+    from yolonas.active_learning import ImageSignals
     from yolonas.inference.detections import Detections
 
 logger = logging.getLogger(__name__)
@@ -58,6 +60,14 @@ class _Image:
     video: bool = False
 
 
+@dataclass
+class _Found:
+    """What a task is answered with, and what the model said of each of its images."""
+
+    regions: list[dict[str, Any]] = field(default_factory=list)
+    signals: list[ImageSignals] = field(default_factory=list)
+
+
 class Service:
     """Answers /setup, /predict and /versions. Thread-safe; only predict() and preload() ever wait for a model."""
 
@@ -68,6 +78,7 @@ class Service:
         self.models = Models(settings, load)
         self.videos = Videos(settings)
         self.scheduler = Scheduler(settings.batch)
+        self.acquisition = Acquisition(settings.acquisition)
         self._answered: dict[str, Version] = {}  # with which version each project was last answered
         self._told: dict[str, str] = {}
         self._telling = threading.Lock()  # of _told
@@ -251,8 +262,8 @@ class Service:
 
     def _answer(self, asked: Asked, version: Version, controls: list[Control]) -> list[Any]:
         results: list[Any] = [[] for _ in asked.tasks]
-        regions: dict[int, list[dict[str, Any]]] = {index: [] for index in range(len(asked.tasks))}
-        anything = False
+        found = {index: _Found() for index in range(len(asked.tasks))}
+        labels, anything = _labels(controls), False
         for served, members in by_weights(version, controls):
             model = self._loaded(asked, served)
             self._tell_mapping(asked.project, version, controls)
@@ -262,16 +273,24 @@ class Service:
             anything = True
             used = {index: (controls[index], label_map) for index, label_map in maps.items()}
             seen = _images(asked, controls, members)
-            self._answer_images(asked, model, used, [image for image in seen if not image.video], regions)
+            self._look_at_images(asked, model, used, labels, [image for image in seen if not image.video], found)
             for video in seen:
                 if video.video and video.task not in asked.reasons:
-                    regions[video.task] += self._tracks(asked, served, model, used, video)
+                    found[video.task].regions += self._tracks(asked, served, model, used, video)
         if not anything:
             return results
-        for index in range(len(asked.tasks)):
-            if index not in asked.reasons:
-                score = task_score(region["score"] for region in regions[index])
-                results[index] = {"model_version": version.name, "score": score, "result": regions[index]}
+        done = {index: one for index, one in found.items() if index not in asked.reasons}
+        scores = self.acquisition.task_scores(
+            asked.project,
+            version,
+            labels,
+            {index: asked.tasks[index] for index, one in done.items() if one.signals},
+            {index: one.regions for index, one in done.items()},
+            {index: one.signals for index, one in done.items()},
+        )
+        for index, one in done.items():
+            score = scores[index] if index in scores else task_score(region["score"] for region in one.regions)
+            results[index] = {"model_version": version.name, "score": score, "result": one.regions}
         asked.report(version.name, results)
         return results
 
@@ -283,15 +302,16 @@ class Service:
             raise YolonasError(f"{version.name} is still being loaded; it will be asked again")
         return loading.result()
 
-    def _answer_images(
+    def _look_at_images(
         self,
         asked: Asked,
         model: Model,
         controls: Mapping[int, tuple[Control, LabelMap]],
+        labels: Sequence[str],
         images: list[_Image],
-        regions: dict[int, list[dict[str, Any]]],
+        found: Mapping[int, _Found],
     ) -> None:
-        """Put the regions of the images into `regions`; why an image has none, into `asked`."""
+        """Put what is found on the images into `found`; why nothing can be said of one, into `asked`."""
         default = model.checkpoint.conf
         looking = {index for image in images for index in image.controls}
         conf = min((controls[index][0].lowest_threshold(default) for index in looking), default=default)
@@ -304,13 +324,20 @@ class Service:
             else:
                 for index in image.controls:
                     control, label_map = controls[index]
-                    regions[image.task] += to_regions(outcome, control, label_map, score_threshold=default)
+                    found[image.task].regions += to_regions(outcome, control, label_map, score_threshold=default)
+                    seen = of_control(outcome, label_map, labels, score_threshold=control.lowest_threshold(default))
+                    found[image.task].signals.append(seen)
 
     def _detect(
         self, asked: Asked, model: Model, pictures: Sequence[Picture], conf: float
     ) -> list[Detections | str | None]:
         """Detections of each picture, or the reason why there are none, or None where it was not reached in time."""
-        options = {"conf": conf, "iou": self.settings.iou or None, "max_det": self.settings.max_detections}
+        options = {
+            "conf": conf,
+            "iou": self.settings.iou or None,
+            "max_det": self.settings.max_detections,
+            "signals": True,
+        }
         ticket = self.scheduler.submit(
             model, pictures, options, project=asked.project.key, level=asked.level, deadline=asked.deadline
         )

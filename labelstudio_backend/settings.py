@@ -77,6 +77,12 @@ class Settings(BaseSettings):
         default=3, ge=1, description="Models kept in memory, the least recently used goes first."
     )
 
+    acquisition: Literal["mix", "uncertainty", "disagreement", "diversity", "balance", "random"] = Field(
+        default="mix",
+        description="What the tasks' scores go by, lowest to be labelled first: mix, uncertainty, disagreement, "
+        "diversity, balance, or random.",
+    )
+
     media_hosts: str = Field(
         default="",
         description="Further hosts images may be fetched from, by commas (`images.example.org,cdn.example.org:8443`).",

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from labelstudio_backend import serving
+from labelstudio_backend.acceptance import fewest_edits_threshold
 from labelstudio_backend.client import LabelStudio, LabelStudioError
 from labelstudio_backend.corrections import corrections, manifest
 from labelstudio_backend.gate import Verdict, judge, rename
@@ -46,7 +47,6 @@ log = logging.getLogger(__name__)
 NICENESS = 10  # predictions come first
 CANCEL_SECONDS = 1.0  # how often a training looks whether it is cancelled
 THRESHOLD_BOXES = 20  # with fewer held-out boxes the operating threshold is taken from training images
-HIGHEST_GUESS = 0.25  # and then not above this, as scores are too good on what was trained on
 # Shares of the job's progress at which pulling, fetching and training end.
 PULLED, FETCHED, TRAINED = 0.02, 0.1, 0.9
 
@@ -271,7 +271,7 @@ class _Training:
     def _train(self, data: TrainingData, base: Version) -> tuple[Path, dict[str, Any]]:
         """Fine-tune from the version that serves; the artefact that would serve, and what the record says of it."""
         from yolonas import checkpoint
-        from yolonas.evaluation import best_f1_threshold, predict_dataset
+        from yolonas.evaluation import predict_dataset
         from yolonas.inference.detector import Detector
         from yolonas.inference.device import resolve_device
         from yolonas.training.recipe import Recipe
@@ -329,9 +329,8 @@ class _Training:
         known = data.held_out.objects >= THRESHOLD_BOXES
         sample = data.held_out if known else LabelledImages(data.names, data.train.images[:50])
         detector = Detector(result.best, self.settings.device, runtime="torch")
-        threshold = best_f1_threshold(sample, predict_dataset(detector, sample))
         saved = checkpoint.load(result.best)
-        saved.conf = threshold if known else min(threshold, HIGHEST_GUESS)
+        saved.conf = fewest_edits_threshold(sample, predict_dataset(detector, sample))
         saved.record = {**saved.record, "base": base.name, "project": self.project.key}
         artefact = self.folder / "model.safetensors"
         checkpoint.save(saved, artefact)

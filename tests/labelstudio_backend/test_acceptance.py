@@ -18,12 +18,15 @@ from labelstudio_backend.acceptance import (
     Boxes,
     Edits,
     compare,
+    fewest_edits_threshold,
     pair,
     rounds,
     summarise,
     task_work,
 )
+from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.evaluation import overlaps
+from yolonas.inference.detections import Detections
 
 REQUESTS = json.loads((Path(__file__).parent / "label_studio_requests.json").read_text())
 
@@ -123,6 +126,27 @@ def test_shares() -> None:
     assert (Edits(added=3).acceptance, Edits(added=3).saved) == (None, 0.0)
     assert (Edits().acceptance, Edits().saved) == (None, None)
     assert edits + Edits(added=1) == Edits(6, 1, 1, 2, 5)
+
+
+def test_threshold_with_the_fewest_edits() -> None:
+    def image(*rows: tuple[float, float, float, float, str]) -> LabelledImage:
+        side = boxes(*rows)
+        labels = np.array(["ab".index(str(label)) for label in side.labels], np.int64)
+        return LabelledImage(Path("x"), side.boxes, labels, np.zeros(len(labels), bool), 100, 100, 1)
+
+    cells = [(10.0 * n, 10.0, 10.0 * n + 8, 18.0, "a") for n in range(4)]
+    empty = [(10.0 * n, 50.0, 10.0 * n + 8, 58.0, "a") for n in range(4)]
+    data = LabelledImages(("a", "b"), [image(*cells), image()])
+    # Right at 0.9 0.8 0.6 0.3, wrong at 0.7 0.45 0.42 0.41: below 0.6 every right box costs three in vain.
+    found = np.array([row[:4] for row in (*cells, *empty)])
+    scores = np.array([0.9, 0.8, 0.6, 0.3, 0.7, 0.45, 0.42, 0.41])
+    one = Detections(found, scores, np.zeros(8, int), ("a", "b"), (100, 100))
+    none = Detections(np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), ("a", "b"), (100, 100))
+    # Two edits from 0.45 to 0.575 (one in vain, one missing) and from 0.7 to 0.775 (two missing), more elsewhere.
+    assert fewest_edits_threshold(data, [one, none]) == pytest.approx(0.575)
+    # What is wrong everywhere is better not shown at all.
+    wrong = Detections(found[4:], scores[:4], np.zeros(4, int), ("a", "b"), (100, 100))
+    assert fewest_edits_threshold(data, [wrong, none]) >= 0.9
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------------

@@ -182,13 +182,18 @@ def rounds(tasks: Iterable[Mapping[str, Any]], published: Sequence[tuple[float, 
     published: Unix seconds and name of each version. Unlike `summarise` it shows the tasks that were labelled by hand
     while a version served. What was submitted before the first, or without a time, has the name None.
     """
+    return works_by_round(task_works(tasks), published)
+
+
+def works_by_round(works: Iterable[TaskWork], published: Sequence[tuple[float, str]]) -> list[Work]:
+    """As `rounds`, for who keeps the work of each task rather than the tasks."""
     starts = sorted(published)
 
     def name(work: TaskWork) -> str | None:
         place = bisect_right([time for time, _ in starts], -math.inf if work.submitted is None else work.submitted)
         return starts[place - 1][1] if place else None
 
-    return _grouped(task_works(tasks), name)
+    return _grouped(works, name)
 
 
 def task_works(tasks: Iterable[Mapping[str, Any]]) -> list[TaskWork]:

@@ -13,18 +13,24 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from labelstudio_backend import openapi
+from labelstudio_backend import metrics, openapi
+from labelstudio_backend.api import Api
 from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.job_queue import JobQueue
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load
+from labelstudio_backend.overview import Overview
+from labelstudio_backend.page import Page
 from labelstudio_backend.protection import Protection, RefusedError, read_json
 from labelstudio_backend.redaction import redact
 from labelstudio_backend.registry import Registry
@@ -76,6 +82,11 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
         learning = _learning(settings, registry, client, service)
     quick = ThreadPoolExecutor(QUICK_THREADS, "quick")
     slow = ThreadPoolExecutor(PREDICT_THREADS, "predict")
+    jobs = learning.jobs if learning is not None and isinstance(learning.jobs, JobQueue) else None
+    overview = Overview(registry, _glance(settings) if client is not None else None)
+    api = Api(settings, registry, service, jobs, overview, quick)
+    exported = metrics.Metrics(registry, service, jobs, lambda: _last_success(learning))
+    page = Page()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -90,6 +101,7 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
         if learning is not None:
             await asyncio.to_thread(learning.stop)
         service.close()
+        api.close()
         quick.shutdown(wait=False, cancel_futures=True)
         slow.shutdown(wait=False, cancel_futures=True)
         media.close()
@@ -107,17 +119,30 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     )
     app.add_middleware(Protection, settings=settings)
     openapi.describe(app, settings)
-    app.state.service, app.state.learning = service, learning
+    app.state.service, app.state.learning, app.state.overview = service, learning, overview
     app.state.take_event = lambda body: _webhook(service, learning, body)  # for who hosts otherwise: see ml_base
+    app.add_middleware(metrics.Observed)
+    app.include_router(page.router)
+    app.include_router(api.router)
     predicting = 0
 
     async def answer(pool: ThreadPoolExecutor, work: Callable[[Any], Any], request: Request) -> Response:
         body = await request.body()
-        return await asyncio.get_running_loop().run_in_executor(pool, _answer, work, body)
+        context = copy_context()  # with the request's ID, for the log
+        return await asyncio.get_running_loop().run_in_executor(pool, context.run, _answer, work, body)
 
     @app.get("/")
-    async def index() -> dict[str, Any]:
-        return {"name": "yolonas", "status": "UP", "can_train": learning is not None}
+    async def index(request: Request) -> Response:
+        if page.wanted(request):
+            return page.index(request)
+        answer = _json(200, {"name": "yolonas", "status": "UP", "can_train": learning is not None})
+        answer.headers["Vary"] = "Accept"
+        return answer
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        text = await asyncio.get_running_loop().run_in_executor(quick, exported.text)
+        return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -136,7 +161,7 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
         predicting += 1
         gone: Future[None] = Future()
         work = asyncio.get_running_loop().run_in_executor(
-            slow, _answer, lambda parsed: service.predict(parsed, gone), body
+            slow, copy_context().run, _answer, lambda parsed: service.predict(parsed, gone), body
         )
         watch = asyncio.ensure_future(_left(request))
         try:
@@ -173,6 +198,7 @@ def _webhook(service: Service, learning: Learning | None, body: Mapping[str, Any
     action = body.get("action")
     if not isinstance(action, str):
         raise BadRequestError('/webhook needs the text "action"')
+    metrics.webhook(action)
     project = service.project_of(body)
     training = action == "START_TRAINING"
     if learning is None:
@@ -239,6 +265,15 @@ async def _unfit(_: Request, error: Any) -> Response:
 
 def _json(status: int, content: Any) -> Response:
     return Response(json.dumps(content, allow_nan=False), status, media_type="application/json")
+
+
+def _glance(settings: Settings) -> LabelStudio:
+    """For the dashboard, which asks again by itself and whose thread a dead Label Studio should not hold for long."""
+    return LabelStudio(settings.label_studio_url, settings.token, read_seconds=20.0, retries=0)
+
+
+def _last_success(learning: Learning | None) -> float | None:
+    return getattr(learning.reconciler, "last_success", None) if learning is not None else None
 
 
 def _learning(settings: Settings, registry: Registry, client: LabelStudio, service: Service) -> Learning:

@@ -50,20 +50,8 @@ class Asked:
     def picture(self, index: int, value: str, media: MediaCache) -> Picture:
         """The image `value` of a task, to be read when its turn has come: uint8 RGB [h, w, 3], EXIF-transposed."""
 
-        def read() -> np.ndarray:
-            from yolonas.inference.sources import read_image
-
-            try:
-                content = media.fetch(value, task_id=self.number(index), hostname=self.hostname).read_bytes()
-            except FileNotFoundError:  # evicted between the two calls
-                content = media.fetch(value, task_id=self.number(index), hostname=self.hostname).read_bytes()
-            try:
-                return read_image(content)
-            except DataError as error:
-                media.forget(value)  # so that a mended file is seen
-                raise MediaError(f"{brief(value)} {str(error).removeprefix('<bytes> ')}") from None
-
-        return Picture((self.hostname, value), read)
+        number = self.number(index)
+        return Picture((self.hostname, value), lambda: read_task_image(media, value, number, self.hostname))
 
     def not_reached(self, index: int) -> None:
         """Note that the deadline, or that nobody waits any more, came before the task's turn."""
@@ -94,3 +82,18 @@ def level_of(body: Mapping[str, Any]) -> Level:
     if isinstance(params, Mapping) and params.get("context"):
         return Level.DRAWING
     return Level.OPENED if len(body["tasks"]) == 1 else Level.MANY
+
+
+def read_task_image(media: MediaCache, value: str, task: int | None, hostname: str) -> np.ndarray:
+    """The image `value` of a task, uint8 RGB [h, w, 3], EXIF-transposed. Raises MediaError."""
+    from yolonas.inference.sources import read_image
+
+    try:
+        content = media.fetch(value, task_id=task, hostname=hostname).read_bytes()
+    except FileNotFoundError:  # evicted between the two calls
+        content = media.fetch(value, task_id=task, hostname=hostname).read_bytes()
+    try:
+        return read_image(content)
+    except DataError as error:
+        media.forget(value)  # so that a mended file is seen
+        raise MediaError(f"{brief(value)} {str(error).removeprefix('<bytes> ')}") from None

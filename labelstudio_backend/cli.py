@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -93,14 +92,13 @@ def serve(**options: Any) -> None:
     Every option, and more, can be set in the environment as YOLONAS_<NAME>; labelstudio_backend/README.md lists them.
     """
     settings = settings_from(**options)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-
     import uvicorn
 
+    from labelstudio_backend import logs
     from labelstudio_backend.app import create_app
     from labelstudio_backend.version import choose_weights
 
+    logs.configure(settings.log_format)
     weights, sentence = choose_weights(settings.weights)
     os.environ["YOLONAS_WEIGHTS"] = weights
     settings = settings.model_copy(update={"weights": weights})
@@ -113,6 +111,7 @@ def serve(**options: Any) -> None:
         host=settings.host,
         port=settings.port,
         log_level="warning",
+        log_config=None,  # its lines go where ours go
         access_log=False,
         timeout_graceful_shutdown=5,
     )

@@ -121,6 +121,7 @@ class LabelStudio:
         only_annotated: bool = False,
         filters: Sequence[Mapping[str, Any]] = (),
         page_size: int = PAGE,
+        ordering: Sequence[str] = ("tasks:id",),
         **params: Any,
     ) -> Iterator[dict[str, Any]]:
         """All tasks with `data` (URIs unresolved), `annotations` (skipped ones too), `predictions` and `drafts`, by ID.
@@ -133,7 +134,7 @@ class LabelStudio:
             items.append(
                 {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
             )
-        query: dict[str, Any] = {"ordering": ["tasks:id"]}
+        query: dict[str, Any] = {"ordering": list(ordering)}
         if items:
             query["filters"] = {"conjunction": "and", "items": items}
         common = {"project": project, "fields": "all", "resolve_uri": "false", "query": json.dumps(query), **params}

@@ -76,6 +76,14 @@ class FileCache:
             if total is not None:
                 _write(counter, total - size)
 
+    def size(self) -> int:
+        """Bytes of all files, as they were last counted."""
+        try:
+            text = (self.folder / ".lock").read_text()
+        except FileNotFoundError:
+            return 0
+        return int(text) if text.strip().isdigit() else 0
+
     @contextlib.contextmanager
     def _counter(self) -> Iterator[int]:
         """The descriptor of the locked counter."""

@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, unquote, unquote_to_bytes, urljoin, urlsplit
 
 import httpx
 
+from labelstudio_backend import metrics
 from labelstudio_backend.addresses import PORTS, AddressError, address, below, host, origin, relative
 from labelstudio_backend.client import CONNECT_SECONDS, LabelStudio, LabelStudioError
 from labelstudio_backend.egress import Egress, ForbiddenError, Trust
@@ -106,13 +107,15 @@ class MediaCache:
             return own
         key = f"{self._settings.label_studio_url}\n{value}"
         if (cached := self._files.get(key)) is not None:
+            metrics.media.labels("cached").inc()
             return cached
-        if value.startswith("data:"):
-            content = self._decode(value, limits)
-        else:
-            url, of_label_studio = self._locate(value, task_id, hostname)
-            content = self._download(url, own=of_label_studio, shown=brief(value), limits=limits)
-        limits.check_pixels(content, value)
+        with metrics.fetching():
+            if value.startswith("data:"):
+                content = self._decode(value, limits)
+            else:
+                url, of_label_studio = self._locate(value, task_id, hostname)
+                content = self._download(url, own=of_label_studio, shown=brief(value), limits=limits)
+            limits.check_pixels(content, value)
         try:
             return self._files.put(key, content)
         except OSError as error:
@@ -120,6 +123,10 @@ class MediaCache:
                 f"{brief(value)} could not be kept in {self.folder} ({error.strerror or error}); free some disk space "
                 "or set YOLONAS_STATE_DIR to a folder that can be written"
             ) from error
+
+    def size(self) -> int:
+        """Bytes in the cache."""
+        return self._files.size()
 
     def forget(self, value: str) -> None:
         """Drop the cached file, so that the next fetch asks again; for who found it unreadable."""

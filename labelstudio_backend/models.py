@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from labelstudio_backend import serving
+from labelstudio_backend import metrics, serving
 from labelstudio_backend.settings import UNTRAINED, Settings
 from labelstudio_backend.version import Version
 from yolonas.errors import YolonasError
@@ -65,6 +65,11 @@ class Models:
     def close(self) -> None:
         self._loader.shutdown(wait=False, cancel_futures=True)
 
+    def count(self) -> int:
+        """How many models are in memory."""
+        with self._guard:
+            return len(self._models)
+
     def names(self, version: Version) -> tuple[str, ...] | None:
         """The classes of a version where they are known without loading it."""
         if version.labels is not None:
@@ -110,6 +115,7 @@ class Models:
         try:
             model = self._load(version)
         except Exception as error:
+            metrics.model_load_failures.inc()
             failure = YolonasError(f"{version.name} could not be loaded: {error}")
             if not isinstance(error, YolonasError):
                 logger.exception("%s could not be loaded", version.name)
@@ -117,6 +123,7 @@ class Models:
                 self._failed[key] = (time.monotonic(), failure)
                 del self._loading[key]
             raise failure from error
+        metrics.model_load_seconds.observe(time.monotonic() - begin)
         logger.info("%s is loaded, in %.1f s", version.name, time.monotonic() - begin)
         with self._guard:
             self._models[key] = model

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from labelstudio_backend import logs
 from labelstudio_backend.client import LabelStudio, LabelStudioError, project_uid
 from labelstudio_backend.corrections import corrections, new_since
 from labelstudio_backend.job import IN_VAIN, Job
@@ -87,6 +88,7 @@ class Reconciler:
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._away = 0
+        self.last_success: float | None = None  # Unix seconds
         self._thread = threading.Thread(target=self._loop, name="reconciler", daemon=True)
 
     def start(self) -> None:
@@ -151,8 +153,9 @@ class Reconciler:
             if self._stopping.is_set():
                 return True
             try:
-                self.reconcile(key)
-                reached = True
+                with logs.about(project=key):
+                    self.reconcile(key)
+                reached, self.last_success = True, time.time()
             except LabelStudioError as error:
                 reached = reached or error.status is not None
                 self._say(key, f"not in step with Label Studio, will look again: {error}")
@@ -187,6 +190,8 @@ class Reconciler:
 
     def _say(self, key: str, line: str) -> None:
         """Log a line once, until things change."""
+        if self._service is not None:
+            self._service.notices.note(key, line[0].upper() + line[1:])
         said = self._known.setdefault(key, _Known()).said
         if line not in said:
             said.add(line)

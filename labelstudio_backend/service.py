@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labelstudio_backend import logs, metrics
 from labelstudio_backend.acquisition import Acquisition, of_control
 from labelstudio_backend.asked import Asked, level_of
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load, Model, Models
+from labelstudio_backend.notices import Notices
 from labelstudio_backend.owed import Owed
 from labelstudio_backend.registry import ProjectRegistry, Registry, project_key
 from labelstudio_backend.scheduler import Level, Picture, Scheduler
@@ -83,6 +86,7 @@ class Service:
         self._told: dict[str, str] = {}
         self._telling = threading.Lock()  # of _told
         self._closing = False
+        self.notices = Notices()
 
     def close(self) -> None:
         """Stop the threads; requests that are being worked on end with what is done."""
@@ -231,7 +235,8 @@ class Service:
                 project = self._register(self.settings.label_studio_url, uid, label_config)
             wanted = label_config if label_config is not None else project.label_config
             asked = Asked(project, tasks, level_of(body), self.settings.predict_seconds, gone or Future())
-            return {"results": self._predict(asked, self._controls(project, wanted))}
+            with logs.about(project=project.key):
+                return {"results": self._predict(asked, self._controls(project, wanted))}
         except BadRequestError:
             raise
         except YolonasError as error:
@@ -267,7 +272,7 @@ class Service:
         for served, members in by_weights(version, controls):
             model = self._loaded(asked, served)
             self._tell_mapping(asked.project, version, controls)
-            maps = {index: map_labels(controls[index], model.names, own=_own(served)) for index in members}
+            maps = {index: map_labels(controls[index], model.names, own=own_labels(served)) for index in members}
             if not any(label_map.to_label for label_map in maps.values()):
                 continue
             anything = True
@@ -292,6 +297,7 @@ class Service:
             score = scores[index] if index in scores else task_score(region["score"] for region in one.regions)
             results[index] = {"model_version": version.name, "score": score, "result": one.regions}
         asked.report(version.name, results)
+        self._count(asked, results)
         return results
 
     def _loaded(self, asked: Asked, version: Version) -> Model:
@@ -389,6 +395,15 @@ class Service:
             asked.reasons[video.task] = f"its video failed ({type(error).__name__}: {error})"
         return []
 
+    def _count(self, asked: Asked, results: list[Any]) -> None:
+        """For the metrics and the dashboard."""
+        metrics.tasks.labels("predicted").inc(sum(isinstance(result, dict) for result in results))
+        for reason, times in Counter(asked.reasons.values()).items():
+            kind = metrics.outcome(reason)
+            metrics.tasks.labels(kind).inc(times)
+            if kind != "late":
+                self.notices.note(asked.project.key, f"No prediction: {reason}", times)
+
 
 def served_controls(label_config: str | None) -> list[Control]:
     """The tags of a label config that want predictions. Raises LabelConfigError."""
@@ -418,7 +433,7 @@ def describe_mapping(
         if known_names is None:
             lines.append(f"{text}is predicted by {served.weights}")
             continue
-        mapping = map_labels(control, known_names, own=_own(served))
+        mapping = map_labels(control, known_names, own=own_labels(served))
         sources: dict[str, list[str]] = {}
         for index, label in mapping.to_label.items():
             sources.setdefault(label, []).append(known_names[index])
@@ -428,13 +443,13 @@ def describe_mapping(
             text += f", by {served.weights}"
         if mapping.unmatched:
             text += f"; not predicted: {', '.join(mapping.unmatched)}"
-            if not _own(served):
+            if not own_labels(served):
                 text += ' (no class of that name; predicted_values="..." on the Label names other classes)'
         lines.append(text if remark is None else f"{text}; {remark}")
     return lines
 
 
-def _own(version: Version) -> bool:
+def own_labels(version: Version) -> bool:
     """Whether the version's classes are the project's labels."""
     return version.trained or version.weights == UNTRAINED
 

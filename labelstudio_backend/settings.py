@@ -129,6 +129,10 @@ class Settings(BaseSettings):
         default=60.0, gt=0, description="How often the state is compared with Label Studio's."
     )
 
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="Log lines for people (text), or one JSON object a line (json)."
+    )
+
     @field_validator("state_dir")
     @classmethod
     def _absolute(cls, value: Path) -> Path:

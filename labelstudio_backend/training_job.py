@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labelstudio_backend import serving
+from labelstudio_backend import logs, serving
 from labelstudio_backend.acceptance import fewest_edits_threshold
 from labelstudio_backend.client import LabelStudio, LabelStudioError
 from labelstudio_backend.corrections import corrections, manifest
@@ -61,12 +61,11 @@ def main(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: waiting threads sleep
     import torch
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    settings = Settings()
+    logs.configure(settings.log_format, job=int(arguments[0]))
     # One core is left to predictions. A thread on a core that others use holds up all the others at every barrier: on
     # two cores with other work a training made 1 to 5 images/s with two threads, 14 with one.
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-    settings = Settings()
     job_id, jobs = int(arguments[0]), Jobs(settings.state_dir / "jobs.sqlite")
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -1,0 +1,193 @@
+// State, polling and actions; views.js makes the page of the state. Everything is asked from this server, by paths
+// relative to the page, so that it also works below a sub-path.
+
+import { h, patch } from "./dom.js";
+import { versionOf } from "./format.js";
+import { navigation, overviewPage, projectPage, jobPage, connectionLine } from "./views.js";
+
+const QUICK = 1000; // ms: Label Studio was not asked yet
+const RUNNING = 2000; // a training runs
+const IDLE = 10000;
+const LONGEST = 30000; // between tries while the backend does not answer
+
+const $ = (id) => document.getElementById(id);
+const state = { overview: null, project: null, versions: null, next: null, job: null, open: new Set(), busy: null, problem: null, missing: null, width: 0 };
+let failures = 0;
+let timer = 0;
+let asking = null;
+const told = new Map();
+
+function route() {
+  const [, kind, id] = /^#\/(projects|jobs)\/([^/]+)$/.exec(location.hash) ?? [];
+  if (kind) return { kind, id: decodeURIComponent(id) };
+  const only = state.overview?.projects.length === 1 && location.hash === "";
+  return only ? { kind: "projects", id: state.overview.projects[0].key } : { kind: "overview" };
+}
+
+async function get(path) {
+  const signal = AbortSignal.any([asking.signal, AbortSignal.timeout(15000)]);
+  const answer = await fetch(`api/${path}`, { headers: { Accept: "application/json" }, cache: "no-store", signal });
+  if (answer.status === 404) throw Object.assign(new Error((await answer.json()).error), { missing: true });
+  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+  return answer.json();
+}
+
+async function load() {
+  state.overview = await get("projects");
+  const { kind, id } = route();
+  state.missing = null;
+  try {
+    if (kind === "projects") {
+      const key = encodeURIComponent(id);
+      [state.project, state.versions, state.next] = await Promise.all([
+        get(`projects/${key}`), get(`projects/${key}/versions`), get(`projects/${key}/next`),
+      ]);
+    } else if (kind === "jobs") state.job = await get(`jobs/${encodeURIComponent(id)}`);
+  } catch (error) {
+    if (!error.missing) throw error;
+    state.missing = error.message;
+  }
+}
+
+async function tick() {
+  clearTimeout(timer);
+  asking?.abort();
+  const mine = (asking = new AbortController());
+  try {
+    await load();
+    failures = 0;
+  } catch (error) {
+    if (mine.signal.aborted) return;
+    failures += 1;
+  }
+  if (mine.signal.aborted) return;
+  render();
+  tell();
+  if (!document.hidden) timer = setTimeout(tick, pause());
+}
+
+function pause() {
+  if (failures) return Math.min(RUNNING * 2 ** (failures - 1), LONGEST);
+  const unseen = state.overview.server.label_studio && state.overview.projects.some(({ seen }) => !seen.when && !seen.error);
+  if (unseen) return QUICK;
+  return state.overview.jobs.length ? RUNNING : IDLE;
+}
+
+function render() {
+  state.width = $("main").clientWidth;
+  const { kind, id } = route();
+  const connection = connectionLine(state, failures);
+  patch($("connection"), h("p", { id: "connection", class: `connection ${connection.tone}` }, h("span", { class: "dot", "aria-hidden": "true" }), connection.text));
+  if (!state.overview) return;
+  patch($("nav"), h("nav", { id: "nav", "aria-label": "Projects" }, navigation(state, kind, id)));
+  const pages = { overview: overviewPage, projects: projectPage, jobs: jobPage };
+  const page = pages[kind](state);
+  patch($("main"), h("main", { id: "main", tabindex: "-1" }, state.problem && alert(state.problem), page.content));
+  const title = `${page.title} · yolonas`;
+  if (document.title !== title) document.title = title;
+}
+
+function alert(text) {
+  const close = h("button", { type: "button", "data-action": "dismiss" }, "Dismiss");
+  return h("div", { class: "notice", role: "alert", "data-key": "alert" }, h("p", null, text), close);
+}
+
+/** Tell screen readers what happened to jobs since the last time, in words and not at each poll. */
+function tell() {
+  const jobs = [...(state.overview?.jobs ?? []), ...(state.project?.jobs ?? [])];
+  const news = [];
+  for (const job of jobs) {
+    const quarter = job.state === "running" ? Math.floor(job.progress * 4) * 25 : null;
+    const line = job.state === "running" ? `Training ${job.id} is running, ${quarter} percent done` : `Training ${job.id} ${job.state}`;
+    if (told.has(job.id) && told.get(job.id) !== line) news.push(line);
+    told.set(job.id, line);
+  }
+  if (news.length) $("live").textContent = [...new Set(news)].join(". ");
+}
+
+// -- actions ---------------------------------------------------------------------------------------------------------
+
+const ACTIONS = {
+  cancel: ({ id }) => ({
+    path: `jobs/${id}/cancel`,
+    confirm: [`Cancel training ${id}?`, "What it has learnt so far is lost. The version that serves goes on serving.", "Cancel the training"],
+    done: `Training ${id} is being cancelled`,
+  }),
+  retry: ({ id }) => ({ path: `jobs/${id}/retry`, done: `Training ${id} is queued again` }),
+  train: ({ key }) => ({ path: `projects/${key}/train`, done: "A training is queued" }),
+  rollback: ({ key, version, name }) => ({
+    path: `projects/${key}/rollback`,
+    body: { version: Number(version) },
+    confirm: [`Have ${versionOf(name)} serve?`, `Predictions will come from ${name} from now on, and the project's tasks are predicted again with it.`, `Serve ${versionOf(name)}`],
+    done: `${versionOf(name)} serves now`,
+  }),
+  pin: ({ key, version, name }) => ({
+    path: `projects/${key}/pin`,
+    body: { version: Number(version) },
+    confirm: [`Pin ${versionOf(name)}?`, `${name} goes on serving whatever is trained, until it is unpinned.`, `Pin ${versionOf(name)}`],
+    done: `${versionOf(name)} is pinned`,
+  }),
+  unpin: ({ key }) => ({ path: `projects/${key}/pin`, body: { version: null }, done: "The version is not pinned any more" }),
+};
+
+function confirmed([title, text, yes]) {
+  const dialog = $("dialog");
+  $("dialog-title").textContent = title;
+  $("dialog-text").textContent = text;
+  $("dialog-yes").textContent = yes;
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+}
+
+async function act(name, data) {
+  const { path, body = {}, confirm, done } = ACTIONS[name](data);
+  if (state.busy || (confirm && !(await confirmed(confirm)))) return;
+  state.busy = path;
+  render();
+  try {
+    const headers = { "Content-Type": "application/json", Accept: "application/json" };
+    const answer = await fetch(`api/${path}`, { method: "POST", headers, body: JSON.stringify(body), signal: AbortSignal.timeout(30000) });
+    const said = await answer.json().catch(() => ({}));
+    if (!answer.ok) throw new Error(said.error ?? said.detail ?? `${answer.status} ${answer.statusText}`);
+    state.problem = null;
+    $("live").textContent = done;
+  } catch (error) {
+    state.problem = `That did not work: ${error.message}`;
+  }
+  state.busy = null;
+  await tick();
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-action]");
+  if (!button || button.getAttribute("aria-disabled") === "true") return;
+  const { action } = button.dataset;
+  if (action === "toggle") {
+    const { id } = button.dataset;
+    if (!state.open.delete(id)) state.open.add(id);
+    render();
+  } else if (action === "dismiss") {
+    state.problem = null;
+    render();
+    $("main").focus();
+  } else act(action, button.dataset);
+});
+$("dialog-yes").addEventListener("click", () => $("dialog").close("yes"));
+$("dialog-no").addEventListener("click", () => $("dialog").close("no"));
+document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : tick()));
+addEventListener("hashchange", () => {
+  state.project = state.versions = state.next = state.job = state.problem = null;
+  render();
+  scrollTo(0, 0);
+  $("main").focus({ preventScroll: true });
+  tick();
+});
+let resizing = 0;
+addEventListener("resize", () => {
+  cancelAnimationFrame(resizing);
+  resizing = requestAnimationFrame(() => state.width !== $("main").clientWidth && render());
+});
+// An image that cannot be had is said so, and not shown as a broken one.
+document.addEventListener("error", (event) => event.target.matches?.(".shot image") && event.target.closest(".shot").classList.add("gone"), true);
+tick();

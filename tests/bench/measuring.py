@@ -105,7 +105,11 @@ class Report:
     def __init__(self, title: str, versions: str, command: str, commit: str | None = None) -> None:
         self.lines: list[str] = []
         self.goals: list[tuple[str, ...]] = []
-        self.start, self.busy, self.own = time.perf_counter(), busy_seconds(), time.process_time()
+        self.start, self.busy, self.own = (
+            time.perf_counter(),
+            busy_seconds(),
+            sum(os.times()[:4]),
+        )  # with ended children
         describe = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--exclude=*"]
         if commit is None:
             commit = subprocess.run(describe, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
@@ -140,11 +144,12 @@ class Report:
         self.goals.append((figure, f"{ratio:.3g}x", f"{of_least:.3g}x", wanted, holds))
 
     def finish(self) -> None:
-        self.table("## Goals", "figure", "measured", "of least times", "goal", "holds")
+        if self.goals:
+            self.table("## Goals", "figure", "measured", "of least times", "goal", "holds")
         for goal in self.goals:
             self.row(*goal)
         seconds = time.perf_counter() - self.start
-        others = busy_seconds() - self.busy - (time.process_time() - self.own)
+        others = busy_seconds() - self.busy - (sum(os.times()[:4]) - self.own)
         share = max(0.0, others / seconds / (os.cpu_count() or 1))
         self.text(f"\n{seconds:.0f} s, in which other processes used {share:.0%} of the cores.")
 

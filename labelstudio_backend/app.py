@@ -41,6 +41,7 @@ from labelstudio_backend.version import RegistryError, choose_weights
 logger = logging.getLogger(__name__)
 
 QUICK_THREADS = 4
+SENTENCE = 1000  # characters of an error: what was sent may be in it
 PREDICT_THREADS = 64  # they wait for the scheduler; what comes on top of so many is refused at once
 
 
@@ -223,7 +224,8 @@ def _job_status(learning: Learning | None, body: Mapping[str, Any]) -> Mapping[s
     job = body.get("job")
     if not isinstance(job, str | int):
         raise BadRequestError('/job_status needs "job", as /webhook gave it')
-    status = learning.jobs.status(job) if learning is not None else None
+    possible = len(str(job)) <= 18  # SQLite has no longer numbers
+    status = learning.jobs.status(job) if learning is not None and possible else None
     if status is None:
         raise RefusedError(410, f"there is no job {job!r} here")
     return status
@@ -247,7 +249,7 @@ def _answer(work: Callable[[Any], Any], raw: bytes) -> Response:
 
 
 def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-    answer = _json(status, {"error": redact(sentence)})
+    answer = _json(status, {"error": redact(sentence)[:SENTENCE]})
     answer.headers.update(headers or {})
     return answer
 

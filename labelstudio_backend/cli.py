@@ -152,6 +152,9 @@ def describe(settings: Settings, start: str) -> list[str]:
         f"Training       {_training(settings)}",
         f"State          Versions, jobs and cached images are in {settings.state_dir}.",
     ]
+    for folder in settings.local_media_folders:
+        how = "are read from here, without HTTP" if folder.is_dir() else "cannot be read: there is no such folder"
+        lines.append(f"Images         Those of {folder} {how}.")
     for project in Registry(settings.state_dir / "projects").projects():
         try:
             served = f"serves {project.current().name} of {len(project.versions())} versions"

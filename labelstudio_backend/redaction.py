@@ -14,6 +14,9 @@ from urllib.parse import quote, quote_plus
 SHORTEST = 8
 """A password shorter than this could not be told from a word, and is not taken."""
 
+LONGEST = 4000
+"""Characters of a log message, after which it is cut off: it may hold what was sent to us."""
+
 _HIDDEN = "***"
 _FORMS = (
     (re.compile(r"(://)[^/?#\s'\"@]*@"), r"\1***@"),  # user and password of an address
@@ -63,7 +66,8 @@ def install() -> None:
 
 class _Record(logging.LogRecord):
     def getMessage(self) -> str:  # noqa: N802
-        return redact(super().getMessage()).rstrip().translate(_ON_ONE_LINE)
+        message = redact(super().getMessage()).rstrip().translate(_ON_ONE_LINE)
+        return message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
 
     @property
     def exc_text(self) -> str | None:

@@ -148,10 +148,10 @@ class Service:
         if not isinstance(about, Mapping):
             return None
         try:
-            created = datetime.fromisoformat(str(about.get("created_at")))
-        except ValueError:
+            created = int(datetime.fromisoformat(str(about.get("created_at"))).timestamp())
+        except (ValueError, OverflowError):
             return None
-        return self.registry.find(f"{about.get('id')}.{int(created.timestamp())}")
+        return self.registry.find(f"{about.get('id')}.{created}")
 
     def _register(self, hostname: str, uid: str, schema: str | None) -> ProjectRegistry:
         try:

@@ -1,4 +1,4 @@
-"""The backend in this process, on a port, with a model that takes no time."""
+"""The backend in this process, on a port, with a model that takes no time and trainings that nobody carries out."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import uvicorn
 
 from labelstudio_backend.app import Learning, create_app
+from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.local_label_studio import free_port
 from labelstudio_backend.settings import Settings
 from yolonas.inference.detections import Detections
@@ -28,14 +29,8 @@ class FakeModel:
         return [Detections(np.array([[0, 0, 9, 9]]), [0.9], [0], self.names, image.shape[:2]) for image in images]
 
 
-class FakeLearning:
-    """A queue with one job, 7, and nothing to keep in step."""
-
-    def enqueue(self, project_key: str, trigger: str) -> int:
-        return 7
-
-    def status(self, job_id: int | str) -> dict[str, Any] | None:
-        return {"job_status": "started"} if str(job_id) == "7" else None
+class FakeReconciler:
+    """Has no Label Studio to keep in step with."""
 
     def hint(self, project_key: str, action: str, payload: Any) -> None:
         pass
@@ -44,8 +39,8 @@ class FakeLearning:
 @contextmanager
 def small_backend(settings: Settings) -> Iterator[str]:
     """Its address, until the block ends."""
-    fake, port = FakeLearning(), free_port()
-    learning = Learning(fake, fake, lambda: None, lambda: None)
+    port, jobs = free_port(), Jobs(settings.state_dir / "jobs.sqlite")
+    learning = Learning(jobs, FakeReconciler(), lambda: None, lambda: None)  # a queue that nobody works on
     app = create_app(settings, load=lambda version: FakeModel(), learning=learning)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,7 +49,7 @@ def test_every_route_keeps_to_the_document(backend: str, mode: GenerationMode) -
             continue
 
         @hypothesis_settings(
-            max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+            max_examples=20, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
         )
         @given(case=operation.as_strategy(generation_mode=mode))
         def fuzz(case: Any) -> None:
@@ -83,6 +84,60 @@ def test_what_label_studio_sends_fits_the_document_and_is_answered(backend: str)
         Draft202012Validator(content["schema"]).validate(answer.json())
         asked = described["requestBody"]["content"]["application/json"]["schema"]
         Draft202012Validator(asked).validate(body if path == "/setup" else predict)
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "/setup": {"project": "5.1795289898", "schema": CONFIG, "hostname": "http://ls", "extra_params": None},
+    "/predict": {
+        "tasks": [{"id": 1, "data": {"image": "data:,x"}, "annotations": [], "predictions": []}],
+        "project": "5.1795289898",
+        "label_config": CONFIG,
+        "params": {"context": None, "login": None, "password": None},
+    },
+    "/webhook": {"action": "START_TRAINING", "project": {"id": 5, "created_at": "2026-11-22T00:49:58Z"}},
+    "/job_status": {"job": "7"},
+}
+WRONG = (
+    None,
+    True,
+    -1,
+    10**300,
+    1e308,
+    "",
+    "x" * 100_000,
+    "\0",
+    "../..",
+    "\u0663.1",
+    [[]],
+    {"a": {}},
+    "0001-01-01T00:00:00",
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to each value within a JSON value."""
+    yield path
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from places(value[key], (*path, key))
+
+
+@pytest.mark.parametrize("route", REQUESTS)
+def test_each_value_of_a_request_may_be_anything(backend: str, route: str) -> None:
+    with httpx.Client(base_url=backend, headers=LOGIN) as http:
+        for path in places(REQUESTS[route]):
+            for wrong in WRONG:
+                body = {"": copy.deepcopy(REQUESTS[route])}
+                inner: Any = body
+                for key in ("", *path)[:-1]:
+                    inner = inner[key]
+                inner[("", *path)[-1]] = wrong
+                answer = http.post(route, json=body[""])
+                assert answer.status_code < 500, (path, wrong, answer.text)
+                assert len(answer.text) < 2000
+                if answer.status_code != 200:
+                    assert list(answer.json()) == ["error"]
+                elif route == "/predict":
+                    assert len(answer.json()["results"]) == len(body[""]["tasks"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, BinaryIO
 
@@ -26,6 +26,7 @@ IMPORT_SECONDS = 300.0  # it counts the predictions of every task of the project
 RETRIES = 3
 RETRY_SECONDS = 0.5  # doubled each time
 REFRESH_MARGIN = 30.0  # access tokens live 300 s
+TITLE_TRIES = 4
 PAGE = 100
 DETAIL = 800  # characters of what Label Studio says of an error
 _RESERVED = "reserved network address"
@@ -281,6 +282,24 @@ class LabelStudio:
         if backend.get("auth_method") == "BASIC_AUTH":  # an empty password keeps the old one
             body |= {"basic_auth_user": backend.get("basic_auth_user"), "basic_auth_pass": ""}
         return self._object("PATCH", f"api/ml/{backend['id']}", json={**body, **values})
+
+    def retitle_ml_backend(
+        self, backend: dict[str, Any], title: str, pause: Callable[[float], bool | None] = time.sleep
+    ) -> dict[str, Any]:
+        """Set the title of a backend, read it back, and again where something else was saved over it; the row then.
+
+        While `POST /api/ml/ID/train` or a batch prediction runs, Label Studio holds the whole row and saves it at the
+        end, old title included. `pause` waits some seconds, and ends this where it answers True.
+        """
+        for attempt in range(TITLE_TRIES):
+            self.patch_ml_backend(backend, title=title)
+            if pause(0.5 * attempt):
+                break
+            rows = self.ml_backends(backend["project"])
+            backend = next((row for row in rows if row["id"] == backend["id"]), backend)
+            if backend["title"] == title:
+                break
+        return backend
 
     def delete_ml_backend(self, backend: int) -> None:
         """Remove a backend; its webhook stays, and project.model_version becomes "" where it was its title."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,6 @@ from yolonas.errors import YolonasError
 MARK = "X-Yolonas"  # a header of our webhooks, by which one that a deleted backend left is known as ours
 WHOLE = {"send_payload": True, "send_for_all_actions": True, "is_active": True}  # of a webhook
 SAMPLING = "Uncertainty sampling"
-TRIES = 4  # of the title
 
 
 class ConnectError(YolonasError):
@@ -264,7 +262,15 @@ class _Connector:
         version = str(row["model_version"])
         if row["title"] != version:
             line = f"backend {row['id']}: title {row['title']!r} -> {version!r}"
-            self._change(line, partial(retitle, self.client, row, version))
+            self._change(line, partial(self._retitle, row, version))
+
+    def _retitle(self, row: dict[str, Any], version: str) -> None:
+        title = self.client.retitle_ml_backend(row, version)["title"]
+        if title != version:
+            raise ConnectError(
+                f"the title of backend {row['id']} stays {title!r}: Label Studio saves the old one at the end of a "
+                "training or batch prediction; connect again when that has ended"
+            )
 
     # -- webhooks --------------------------------------------------------------------------------------------------
 
@@ -278,8 +284,10 @@ class _Connector:
         elif row is not None:  # a dry run would add it with the backend
             add = partial(self.client.create_webhook, self.project, f"{self.url}/webhook", headers)
             self._change(f"webhook {self.url}/webhook added", add)
-        rows = [other["url"] for other in self._rows() if not any(same_address(other["url"], a) for a in self.gone)]
-        left = left_webhooks(there, [self.url, *rows], self.gone, self.transport)
+        others, left = [webhook for webhook in there if webhook not in ours], []
+        if others:
+            rows = [row["url"] for row in self._rows() if not any(same_address(row["url"], a) for a in self.gone)]
+            left = left_webhooks(others, [self.url, *rows], self.gone, self.transport)
         for webhook, why in [
             *((w, "it is there twice") for w in ours[1:]),
             *((w, "its backend is gone") for w in left),
@@ -339,23 +347,6 @@ def left_webhooks(
         if known:
             left.append(webhook)
     return left
-
-
-def retitle(
-    client: LabelStudio, row: dict[str, Any], title: str, pause: Callable[[float], object] = time.sleep
-) -> dict[str, Any]:
-    """Set the title of a backend's row, read it back, and again where something else was saved over it.
-
-    While `POST /api/ml/ID/train` or a batch prediction runs, Label Studio holds the whole row and saves it at the end,
-    old title included. Returns the row as it is then.
-    """
-    for attempt in range(TRIES):
-        client.patch_ml_backend(row, title=title)
-        pause(0.5 * attempt)
-        row = next((other for other in client.ml_backends(row["project"]) if other["id"] == row["id"]), row)
-        if row["title"] == title:
-            break
-    return row
 
 
 def _described(row: Mapping[str, Any], values: Mapping[str, Any]) -> str:

@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 DEBOUNCE_SECONDS = 2.0  # a burst of webhooks is looked into once
 RECOUNT_SECONDS = 600.0  # deleted annotations leave no trace in `updated_at`
 RETRY_SECONDS = 600.0  # between trainings queued by ourselves after one that failed, doubled with each further one
-TITLE_TRIES = 4
 # Label Studio waits 100 s for a /predict and the backend stops at 80 s; one chunk should stay far below both.
 CHUNK_SECONDS = 20.0
 TURN_SECONDS = 60.0  # then other projects have their turn
@@ -241,7 +240,9 @@ class Reconciler:
         if row["title"] != version.name:
             if self._service is not None:
                 self._service.preload(project.key)
-            row = self._retitle(project, row, version)
+            row = self._client.retitle_ml_backend(row, version.name, self._stopping.wait)
+            if row["title"] == version.name:
+                log.info("project %s: the title of backend %s is now %s", project.key, row["id"], version.name)
         if row["title"] != version.name:
             raise LabelStudioError(f"the title of backend {row['id']} stays {row['title']!r}, not {version.name!r}")
         self._follow(project, names, row, version)
@@ -255,23 +256,6 @@ class Reconciler:
             )
         else:
             self._predict_again(project, known, version, int(state["task_number"]))
-
-    def _retitle(self, project: ProjectRegistry, row: dict[str, Any], version: Version) -> dict[str, Any]:
-        """Title := version, read back, again where something else was saved over it.
-
-        While `POST /api/ml/ID/train` or a batch prediction runs, Label Studio holds the whole row and saves it at the
-        end, old title included.
-        """
-        for attempt in range(TITLE_TRIES):
-            self._client.patch_ml_backend(row, title=version.name)
-            if self._stopping.wait(0.5 * attempt):
-                return row
-            rows = self._client.ml_backends(project.project_id)
-            row = next((other for other in rows if other["id"] == row["id"]), row)
-            if row["title"] == version.name:
-                log.info("project %s: the title of backend %s is now %s", project.key, row["id"], version.name)
-                return row
-        return row
 
     def _follow(self, project: ProjectRegistry, names: set[str], row: dict[str, Any], version: Version) -> None:
         """See that project.model_version is the version, unless somebody chose other predictions by hand."""

@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from labelstudio_backend import client as client_module
-from labelstudio_backend import connect as connect_module
 from labelstudio_backend.backend import Credentials, same_address
 from labelstudio_backend.cli import main
 from labelstudio_backend.client import LabelStudio, LabelStudioError
@@ -299,7 +298,17 @@ def test_a_title_that_a_running_training_saves_over_is_set_again(studio: FakeStu
         if next(lost):
             row["title"] = "My model"  # Label Studio saves what it held
 
-    assert connect_module.retitle(client, dict(row), VERSION, pause)["title"] == VERSION
+    assert client.retitle_ml_backend(dict(row), VERSION, pause)["title"] == VERSION
+
+
+def test_a_title_that_stays_is_one_sentence(
+    studio: FakeStudio, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.add_row(BACKEND)
+    monkeypatch.setattr(client_module, "TITLE_TRIES", 1)
+    monkeypatch.setattr(studio, "_save", lambda row, body: row)
+    with pytest.raises(ConnectError, match=r"stays 'My model'.*connect again"):
+        connect()
 
 
 # -- the command ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ import pytest
 from click.testing import CliRunner
 
 from labelstudio_backend import client as client_module
+from labelstudio_backend import doctor as doctor_module
 from labelstudio_backend.backend import Credentials
 from labelstudio_backend.cli import main
 from labelstudio_backend.client import LabelStudio
@@ -412,20 +414,7 @@ def test_a_folder_that_cannot_be_written(bench: Bench, monkeypatch: pytest.Monke
 
 
 def test_the_command(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = httpx.Client.__init__
-
-    def with_fake(self: httpx.Client, *args: Any, **options: Any) -> None:
-        real(
-            self,
-            *args,
-            **(
-                {**options, "transport": bench.studio}
-                if not isinstance(options.get("transport"), httpx.MockTransport)
-                else options
-            ),
-        )
-
-    monkeypatch.setattr(httpx.Client, "__init__", with_fake)
+    monkeypatch.setattr(doctor_module, "examine", partial(examine, transport=bench.studio))
     monkeypatch.setenv("YOLONAS_STATE_DIR", str(bench.folder))
     monkeypatch.setenv("YOLONAS_SECRET", SECRET)
     arguments = ["doctor", "--project", "5", "--label-studio-url", URL, "--token", TOKEN]

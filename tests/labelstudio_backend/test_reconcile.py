@@ -43,7 +43,9 @@ class FakeLabelStudio:
             "model_version": "my model",
             "task_number": tasks,
         }
-        self.rows = [{"id": 1, "url": "http://b", "title": "my model", "state": "CO", "model_version": ""}]
+        self.rows = [
+            {"id": 1, "project": 5, "url": "http://b", "title": "my model", "state": "CO", "model_version": ""}
+        ]
         self.tasks = {
             n: {"id": n, "updated_at": f"2026-01-01T00:00:{n:02d}Z", "annotations": [], "is_labeled": False}
             for n in range(1, tasks + 1)
@@ -113,7 +115,8 @@ class FakeLabelStudio:
             if number not in self.silent and self.serving not in self.given[number]:
                 self.given[number].append(self.serving)
 
-    delete_second_predictions = LabelStudio.delete_second_predictions  # type: ignore[assignment]
+    delete_second_predictions = LabelStudio.delete_second_predictions
+    retitle_ml_backend = LabelStudio.retitle_ml_backend
 
     def model_versions(self, project: int) -> dict[str, int]:
         self._call()

@@ -254,6 +254,8 @@ class FakeStudio:
         stored.update({**row, **values})
         return stored
 
+    retitle_ml_backend = LabelStudio.retitle_ml_backend
+
     def webhooks(self, project: int) -> list[dict[str, Any]]:
         return []
 

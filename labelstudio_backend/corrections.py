@@ -8,15 +8,16 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from labelstudio_backend.video_frames import keyframe_images
 from yolonas.data.label_studio_reader import labelled_image
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.errors import YolonasError
 from yolonas.inference.sources import read_image
-from yolonas.labelstudio import Control, choose_annotation, class_names, controls_by_image
+from yolonas.labelstudio import Control, choose_annotation, class_names, controls_by_image, controls_by_video
 
 log = logging.getLogger(__name__)
 
@@ -78,20 +79,22 @@ def labelled_images(
     fetch: Callable[[str, int], Path],
     folder: Path,
     *,
+    fetch_video: Callable[[str, int], Path] | None = None,
     on_image: Callable[[int, int], None] = lambda done, total: None,
 ) -> LabelledImages:
     """Fetch the images of the labelled tasks into `folder` and put their boxes with them.
 
-    Tags that draw on the same image contribute to one item; a task with two images gives two. Labels that the config
-    no longer has are left out, an image without boxes is kept as a negative. What could not be used is listed in
-    `.dropped`, a line each.
+    Tags that draw on the same image contribute to one item; a task with two images gives two, and a video one for each
+    of its keyframes. Labels that the config no longer has are left out, an image without boxes is kept as a negative.
+    What could not be used is listed in `.dropped`, a line each.
 
     Args:
         found: tasks and annotations.
         controls: RectangleLabels tags of the present label config.
         fetch: gives the local file of a task's URL; raises YolonasError.
         folder: the files are linked or copied here, so that a cache may evict them.
-        on_image: is told how many of how many are done.
+        fetch_video: as `fetch`, of a video; without it videos are left out.
+        on_image: is told how many of how many images and videos are done.
     """
     names = class_names(controls)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,28 +104,38 @@ def labelled_images(
             (correction, value, used, folder / f"{correction.task}-{number}")
             for number, (value, used) in enumerate(controls_by_image(controls, correction.data).items())
         ]
+        wanted += [
+            (correction, value, used, folder / f"{correction.task}-v{number}")
+            for number, (value, used) in enumerate(controls_by_video(controls, correction.data).items())
+            if fetch_video is not None
+        ]
 
-    def one(image_id: int, item: tuple[Correction, str, list[Control], Path]) -> LabelledImage | str:
+    def one(item: tuple[Correction, str, list[Control], Path]) -> list[LabelledImage] | str:
         correction, value, used, stem = item
+        where, result = f"task {correction.task}", correction.annotation["result"]
         try:
+            if fetch_video is not None and used[0].media == "video":
+                file = fetch_video(value, correction.task)
+                return keyframe_images(file, result, used, names, correction.data, stem, where)
             fetched = fetch(value, correction.task)
             path = keep(fetched, stem.with_suffix(fetched.suffix))
             height, width = read_image(path).shape[:2]
         except YolonasError as error:
-            return f"task {correction.task}: {error}"
-        where = f"task {correction.task}"
+            return f"{where}: {str(error).removeprefix(f'{where}: ')}"
         # What is left out of a task was drawn by slips of the mouse, or of labels that the config no longer has.
-        return labelled_image(correction.annotation["result"], used, names, path, (height, width), image_id, where)
+        return [labelled_image(result, used, names, path, (height, width), 0, where)]
 
-    images, dropped = [], []
+    images: list[LabelledImage] = []
+    dropped: list[str] = []
     with ThreadPoolExecutor(FETCHES) as pool:
-        for done, outcome in enumerate(pool.map(one, range(1, len(wanted) + 1), wanted), start=1):
+        for done, outcome in enumerate(pool.map(one, wanted), start=1):
             if isinstance(outcome, str):
                 log.warning("%s", outcome)
                 dropped.append(outcome)
             else:
-                images.append(outcome)
+                images += outcome
             on_image(done, len(wanted))
+    images = [replace(image, image_id=number) for number, image in enumerate(images, start=1)]
     return LabelledImages(names, images, dropped)
 
 

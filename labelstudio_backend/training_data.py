@@ -70,24 +70,28 @@ def build(
     fetch: Callable[[str, int], Path],
     folder: Path,
     on_image: Callable[[int], None],
+    fetch_video: Callable[[str, int], Path] | None = None,
 ) -> TrainingData:
     """Fetch the images of the labelled tasks into `folder` and split them.
 
     Args:
         found: the labelled tasks.
-        controls: RectangleLabels tags to learn.
+        controls: RectangleLabels and VideoRectangle tags to learn.
         project_key: with the task's id it decides the part, see `held_out`.
         base: name of the version that the training starts from.
         fraction: of the tasks is held out.
         fetch: gives the local file of a task's URL; raises YolonasError.
         folder: keeps the images.
         on_image: is told how many were fetched.
+        fetch_video: as `fetch`, of a task's video; without it videos are left out.
 
     Raises:
         DataError: there is nothing to learn from; the sentence says why.
     """
     if not class_names(controls):
-        raise DataError("the label config has no RectangleLabels on an Image, so there is nothing to learn")
+        raise DataError(
+            "the label config has no RectangleLabels on an Image and no VideoRectangle, so there is nothing to learn"
+        )
     if not found:
         raise DataError("no task is labelled yet; submit some annotations and train again")
     parts = {
@@ -95,8 +99,11 @@ def build(
         "held_out": [c for c in found if held_out(project_key, c.task, fraction)],
     }
     done = len(parts["train"])
-    train = labelled_images(parts["train"], controls, fetch, folder, on_image=lambda n, _: on_image(n))
-    test = labelled_images(parts["held_out"], controls, fetch, folder, on_image=lambda n, _: on_image(done + n))
+    common = (controls, fetch, folder)
+    train = labelled_images(parts["train"], *common, fetch_video=fetch_video, on_image=lambda n, _: on_image(n))
+    test = labelled_images(
+        parts["held_out"], *common, fetch_video=fetch_video, on_image=lambda n, _: on_image(done + n)
+    )
     dropped = train.dropped + test.dropped
     if train.objects == 0:
         raise DataError(_nothing_to_learn(train, test, len(found), dropped))

@@ -251,6 +251,10 @@ class _Training:
             self._continue()
             return media.fetch(value, task_id=task, hostname=hostname)
 
+        def fetch_video(value: str, task: int) -> Path:
+            self._continue()
+            return media.fetch(value, task_id=task, hostname=hostname, video=True)
+
         def on_image(done: int) -> None:
             if done % 10 == 0:
                 share = min(1.0, done / len(found))
@@ -258,7 +262,7 @@ class _Training:
 
         try:
             fraction, images = self.settings.held_out, self.folder / "images"
-            data = build(found, controls, self.project.key, base.name, fraction, fetch, images, on_image)
+            data = build(found, controls, self.project.key, base.name, fraction, fetch, images, on_image, fetch_video)
         finally:
             media.close()
         data.save(path)

@@ -10,7 +10,7 @@ import pytest
 
 from yolonas.inference.detections import Detections
 from yolonas.labelstudio import Control, LabelMap
-from yolonas.labelstudio_video import to_video_rectangle
+from yolonas.labelstudio_video import labelled_frames, to_video_rectangle
 
 CONTROL = Control(from_name="box", to_name="video", data_key="video", labels=("Cat", "Dog"))
 LABELS = LabelMap({0: "Cat", 1: "Dog"}, ())
@@ -103,3 +103,48 @@ def test_what_is_no_tracked_video_is_refused() -> None:
         convert([plain])
     with pytest.raises(ValueError, match="frame 3 comes after frame 3: frames must be in order"):
         convert([frame(3, {}), frame(3, {})])
+
+
+def track(*keyframes: tuple[int, float, bool], label: str = "Cat", **region: Any) -> dict[str, Any]:
+    """As an annotation holds it: (frame, x, enabled) of a rectangle of 10 by 20 percent."""
+    sequence = [
+        {"frame": number, "enabled": enabled, "rotation": 0, "x": x, "y": 5, "width": 10, "height": 20, "time": 0}
+        for number, x, enabled in keyframes
+    ]
+    value = {"framesCount": COUNT, "duration": 4, "sequence": sequence, "labels": [label]}
+    return {"type": "videorectangle", "from_name": "box", "to_name": "video", "value": value, **region}
+
+
+def test_each_keyframe_shows_all_that_is_there() -> None:
+    one, two = track((1, 0, True), (11, 50, False), (21, 60, True)), track((6, 80, True), label="Dog")
+    frames = labelled_frames([one, two], [CONTROL])
+    shown = {
+        number: [(region["value"]["rectanglelabels"][0], region["value"]["x"]) for region in regions]
+        for number, regions in frames.items()
+    }
+    assert shown == {
+        1: [("Cat", 0)],
+        6: [("Cat", 25), ("Dog", 80)],  # interpolated, as the frame is no keyframe of it
+        11: [("Cat", 50), ("Dog", 80)],  # the last frame before it is hidden
+        21: [("Cat", 60), ("Dog", 80)],
+    }
+    assert {region["type"] for regions in frames.values() for region in regions} == {"rectanglelabels"}
+
+
+def test_tracks_read_back_as_their_boxes() -> None:
+    boxes = {index: (40 + 9 * index, 20 + index**2, 120 + 9 * index, 80 + index**2) for index in range(10)}
+    frames = labelled_frames(convert([frame(index, {7: box}) for index, box in boxes.items()]), [CONTROL])
+    assert frames[1]
+    assert frames[10]
+    for number, (region,) in frames.items():
+        x1, y1, x2, y2 = boxes[number - 1]
+        found = [region["value"][side] for side in ("x", "y", "width", "height")]
+        assert found == pytest.approx([x1 / 4, y1 / 2, (x2 - x1) / 4, (y2 - y1) / 2])
+
+
+def test_regions_of_others_and_broken_keyframes_are_left_out() -> None:
+    good = track((3, 7, True))
+    broken: list[Any] = [{"frame": 2}, {"frame": "x"}, None, {**good["value"]["sequence"][0], "x": float("nan")}]
+    good["value"]["sequence"] += [*broken, {**good["value"]["sequence"][0], "frame": 0}]
+    others = [track((5, 1, True), from_name="other"), track((6, 1, True), type="rectangle"), {"type": "videorectangle"}]
+    assert list(labelled_frames([good, *others, {}], [CONTROL])) == [3]

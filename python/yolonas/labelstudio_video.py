@@ -1,4 +1,4 @@
-"""Pure conversion of tracks into Label Studio's video regions: no I/O, no torch.
+"""Pure conversion between tracks and Label Studio's video regions: no I/O, no torch.
 
 A VideoRectangle is a list of keyframes between which Label Studio interpolates.
 Source: https://labelstud.io/tags/videorectangle.
@@ -6,8 +6,9 @@ Source: https://labelstud.io/tags/videorectangle.
 
 from __future__ import annotations
 
+import math
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -126,3 +127,58 @@ def _keyframe(frame: int, box: Array, fps: float, enabled: bool) -> dict[str, An
         "height": bottom - y,
         "time": (frame + 1) / fps,
     }
+
+
+def labelled_frames(
+    result: Sequence[Mapping[str, Any]], controls: Sequence[Control]
+) -> dict[int, list[dict[str, Any]]]:
+    """What one annotation's `result` shows in each frame that has a keyframe of these VideoRectangle controls.
+
+    The frames are numbered as Label Studio does, from 1, in order. Each region is as of RectangleLabels on an image:
+    of every track that is shown in the frame, where it has no keyframe there, the interpolated rectangle.
+    """
+    ours = {(control.from_name, control.to_name) for control in controls}
+    tracks = []
+    for region in result:
+        value = region.get("value") if isinstance(region, Mapping) else None
+        if not isinstance(value, Mapping) or region.get("type") != "videorectangle":
+            continue
+        name = (str(region.get("from_name")), str(region.get("to_name")))
+        if name in ours and isinstance(value.get("sequence"), list):
+            keyframes = [key for key in map(_numbers, value["sequence"]) if key is not None]
+            tracks.append((name, sorted(keyframes, key=lambda key: key["frame"]), value.get("labels")))
+    frames: dict[int, list[dict[str, Any]]] = {}
+    for number in sorted({int(key["frame"]) for _, keyframes, _ in tracks for key in keyframes}):
+        frames[number] = [
+            {
+                "from_name": from_name,
+                "to_name": to_name,
+                "type": "rectanglelabels",
+                "value": {**shape, "rectanglelabels": labels},
+            }
+            for (from_name, to_name), keyframes, labels in tracks
+            if (shape := _shown(keyframes, number)) is not None
+        ]
+    return frames
+
+
+def _numbers(keyframe: Any) -> dict[str, float] | None:
+    """The keyframe's frame, rectangle and `enabled`, 0 or 1; None where that is not all there."""
+    try:
+        found = {key: float(keyframe[key]) for key in ("frame", "x", "y", "width", "height")}
+        found["rotation"] = float(keyframe.get("rotation") or 0.0)
+        found["enabled"] = float(bool(keyframe.get("enabled", True)))
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+    return found if all(math.isfinite(number) for number in found.values()) and found["frame"] >= 1 else None
+
+
+def _shown(keyframes: Sequence[dict[str, float]], number: int) -> dict[str, float] | None:
+    """The rectangle that Label Studio draws in a frame, None where the region is hidden."""
+    before = next((key for key in reversed(keyframes) if key["frame"] <= number), None)
+    if before is None or not (before["enabled"] or before["frame"] == number):
+        return None
+    after = next((key for key in keyframes if key["frame"] > number), before)
+    part = (number - before["frame"]) / max(after["frame"] - before["frame"], 1.0)
+    sides = ("x", "y", "width", "height", "rotation")
+    return {side: before[side] + part * (after[side] - before[side]) for side in sides}

@@ -10,18 +10,22 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
-from labelstudio_backend import video
+from labelstudio_backend import video, video_frames
+from labelstudio_backend.corrections import Correction, labelled_images
 from labelstudio_backend.media import MediaCache, MediaError
 from labelstudio_backend.registry import Registry
 from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.video import NotReachedError, Videos, is_video
 from moving_pictures import write_video
+from yolonas.errors import YolonasError
 from yolonas.inference.detections import Detections
 from yolonas.inference.video import Frame
+from yolonas.labelstudio import parse_label_config
 
 HOST, UID, FPS, FRAMES = "http://localhost:8080", "5.1795289898", 10, 40
 WIDTH, HEIGHT = 200, 100
@@ -141,8 +145,6 @@ def test_thresholds_of_labels_decide_which_tracks_are_shown(harness: Harness, fi
 
 
 def test_a_video_beside_an_image(harness: Harness, film: Path, tmp_path: Path) -> None:
-    import cv2
-
     still = tmp_path / "still.png"
     cv2.imwrite(str(still), scene(15)[..., ::-1])
     image = "data:image/png;base64," + base64.b64encode(still.read_bytes()).decode()
@@ -286,3 +288,61 @@ def test_a_video_has_a_size_limit_of_its_own(tmp_path: Path, film: Path, caplog:
     assert harness.predict({"video": data_url(film)}) == [[]]
     assert "raise YOLONAS_VIDEO_MAX_BYTES" in caplog.text
     harness.service.close()
+
+
+# -- videos that people have labelled
+
+
+def learnt(folder: Path, film: Path, result: list[dict[str, Any]]) -> Any:
+    def no_image(value: str, task: int) -> Path:
+        raise YolonasError("there is no image")
+
+    found = [Correction(7, {"video": "/data/upload/1/film.mp4"}, {"id": 1, "result": result})]
+    controls = parse_label_config(CONFIG.format(dog="", more=""))
+    return labelled_images(found, controls, no_image, folder, fetch_video=lambda value, task: film)
+
+
+def test_keyframes_become_images_with_what_is_shown_there(harness: Harness, film: Path, tmp_path: Path) -> None:
+    (prediction,) = harness.predict({"video": data_url(film)})
+    data = learnt(tmp_path / "images", film, prediction["result"])
+    assert data.names == ("Car", "Dog")
+    assert len(data) >= 4
+    assert [image.image_id for image in data.images] == list(range(1, len(data) + 1))
+    for image in data.images:
+        picture = cv2.imread(str(image.path))[..., ::-1]
+        expected = Colours().find(picture)  # what the film shows in this very frame
+        np.testing.assert_allclose(image.boxes, expected.boxes, atol=3)
+        assert image.labels.tolist() == expected.labels.tolist()
+    assert {int(label) for image in data.images for label in image.labels} == {0, 1}
+
+
+def test_of_a_long_video_some_keyframes_are_learnt(
+    harness: Harness, film: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (prediction,) = harness.predict({"video": data_url(film)})
+    monkeypatch.setattr(video_frames, "MOST_FRAMES", 2)
+    data = learnt(tmp_path / "images", film, prediction["result"])
+    indices = sorted(int(image.path.stem.rpartition("-")[2]) for image in data.images)
+    assert indices == [0, 38]  # the first and the last
+
+
+def test_frames_are_written_once(harness: Harness, film: Path, tmp_path: Path) -> None:
+    (prediction,) = harness.predict({"video": data_url(film)})
+    first = learnt(tmp_path / "images", film, prediction["result"])
+    times = {image.path: image.path.stat().st_mtime_ns for image in first.images}
+    again = learnt(tmp_path / "images", film, prediction["result"])
+    assert {image.path: image.path.stat().st_mtime_ns for image in again.images} == times
+
+
+def test_videos_that_teach_nothing(film: Path, tmp_path: Path) -> None:
+    assert len(learnt(tmp_path, film, [])) == 0
+    key = {"frame": 1, "enabled": True, "x": 1, "y": 1, "width": 50, "height": 50}
+    region = {"type": "videorectangle", "from_name": "box", "to_name": "video"}
+    result = [{**region, "value": {"sequence": [key], "labels": ["Car"]}}]
+    assert len(learnt(tmp_path, film, result)) == 1
+    (tmp_path / "text").write_text("#EXTM3U")
+    data = learnt(tmp_path / "other", tmp_path / "text", result)
+    assert data.dropped == ["task 7: its video is in no format that a browser plays; use MP4 (H.264) or WebM"]
+    found = [Correction(7, {"video": "/a.mp4"}, {"id": 1, "result": result})]
+    without = labelled_images(found, parse_label_config(CONFIG.format(dog="", more="")), learnt, tmp_path)
+    assert len(without) == 0

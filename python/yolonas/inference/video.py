@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,17 @@ class Video:
             from yolonas.inference.live import newest_frames
 
             return newest_frames(self, stride)
-        return self._in_order(stride)
+        return self._in_order(lambda index: index % stride == 0)
+
+    def chosen(self, indices: Collection[int]) -> Iterator[Frame | DataError]:
+        """These frames of a file, in order; as far as there are any, and errors as of `frames`."""
+        left = set(indices)
+        for frame in self._in_order(left.__contains__) if left else ():
+            yield frame
+            if isinstance(frame, Frame):
+                left.discard(frame.index)
+            if not left:
+                return
 
     def frame_count(self) -> int | None:
         """How many frames a file declares; None for what is live, or cannot be opened or counted."""
@@ -90,7 +100,7 @@ class Video:
         limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _STREAM_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _STREAM_TIMEOUT)
         return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, limits)
 
-    def _in_order(self, stride: int) -> Iterator[Frame | DataError]:
+    def _in_order(self, wanted: Callable[[int], bool]) -> Iterator[Frame | DataError]:
         if (problem := self._missing()) is not None:
             yield problem
             return
@@ -102,7 +112,7 @@ class Video:
             fps = _frame_rate(capture)
             count = 0
             while capture.grab():
-                if count % stride == 0:
+                if wanted(count):
                     done, bgr = capture.retrieve()
                     if done:
                         yield Frame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), self.name, count, count / fps)

@@ -44,6 +44,8 @@ def test_wheel_and_editable_install_without_torch_and_without_cuda(tmp_path: Pat
     names = ZipFile(wheel).namelist()
     assert not [name for name in names if name.endswith((".a", ".h", ".cmake"))]
     assert {"yolonas/training/report.css", "yolonas/shipped/yolo_nas_n_bccd.safetensors"} <= set(names)
+    page = {path.name for path in (REPOSITORY / "labelstudio_backend" / "dashboard").iterdir()}
+    assert page == {name.rpartition("/")[2] for name in names if name.startswith("labelstudio_backend/dashboard/")}
     run(sys.executable, "-m", "venv", tmp_path / "env")
     python = tmp_path / "env" / "bin" / "python"
     run(python, "-m", "pip", "install", "-q", wheel)

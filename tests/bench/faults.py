@@ -1,6 +1,6 @@
 """Faults, the long form: whether a label is lost, or half a version serves, over hours of a labelling team.
 
-python tests/bench/faults.py [--write] [--random 100]
+PYTHONPATH=tests python tests/bench/faults.py [--write] [--random 100]
 
 Each line is a day of `tests/labelling_day.py`: a fake Label Studio, the real server and its training processes, of
 which only the network and its training are replaced (`tests/fault_process.py`). In the end every labelled task must
@@ -47,7 +47,7 @@ def main() -> None:
         "a new label in the config during a training": labelling_day.config_changed,
         "two servers on one state folder, one killed": labelling_day.two_servers,
     }
-    report = Report("Faults", "a fake Label Studio", "python tests/bench/faults.py --write")
+    report = Report("Faults", "a fake Label Studio", "PYTHONPATH=tests python tests/bench/faults.py --write")
     report.table(
         "No label may be lost, and no half version serve.", "what happened", "kills", "jobs", "versions", "s", "lost"
     )

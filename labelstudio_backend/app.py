@@ -7,6 +7,7 @@ Studio's 1 to 3 seconds however many predictions are being made.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
 import logging
@@ -16,7 +17,7 @@ from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -26,7 +27,8 @@ from starlette.exceptions import HTTPException
 from labelstudio_backend import metrics, openapi
 from labelstudio_backend.api import Api
 from labelstudio_backend.client import LabelStudio
-from labelstudio_backend.job_queue import JobQueue
+from labelstudio_backend.control_api import control_router
+from labelstudio_backend.job_queue import JobQueue, QueueError
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load
 from labelstudio_backend.overview import Overview
@@ -38,6 +40,9 @@ from labelstudio_backend.service import BadRequestError, Service
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import RegistryError, choose_weights
 
+if TYPE_CHECKING:
+    from labelstudio_backend.remote_runner import RemoteRunner
+
 logger = logging.getLogger(__name__)
 
 QUICK_THREADS = 4
@@ -48,7 +53,9 @@ PREDICT_THREADS = 64  # they wait for the scheduler; what comes on top of so man
 class Queue(Protocol):
     """Where trainings are asked for."""
 
-    def enqueue(self, project_key: str, trigger: str) -> int: ...
+    def enqueue(self, project: str, trigger: str) -> int: ...
+    def cancel(self, job_id: int) -> bool: ...
+    def retry(self, job_id: int) -> int | None: ...
     def status(self, job_id: int | str) -> Mapping[str, Any] | None: ...
 
 
@@ -75,7 +82,7 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     """
     if settings.weights == "auto":
         settings = settings.model_copy(update={"weights": choose_weights("auto")[0]})
-    registry = Registry(settings.state_dir / "projects")
+    registry = Registry(settings.projects_dir)
     client = LabelStudio(settings.label_studio_url, settings.token) if settings.label_studio_url else None
     media = MediaCache(settings, client)
     service = Service(settings, registry, media, load=load)
@@ -95,6 +102,9 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
             importlib.import_module("yolonas.inference.detector")
         for leftover in registry.clean():
             logger.info("removed what an interrupted write left: %s", leftover)
+        for project in registry.projects():
+            with contextlib.suppress(RegistryError):
+                project.retain(settings.keep_versions)
         service.warm()
         if learning is not None:
             learning.start()
@@ -126,6 +136,13 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     app.include_router(page.router)
     app.include_router(api.router)
     predicting = 0
+
+    def changed(key: str) -> None:
+        service.start_loading(key)
+        if learning is not None:
+            learning.reconciler.hint(key, "chosen by a person", {})
+
+    app.include_router(control_router(registry, learning.jobs if learning is not None else None, changed))
 
     async def answer(pool: ThreadPoolExecutor, work: Callable[[Any], Any], request: Request) -> Response:
         body = await request.body()
@@ -240,7 +257,7 @@ def _answer(work: Callable[[Any], Any], raw: bytes) -> Response:
     except RefusedError as error:
         logger.warning("%s", error.detail)
         return _problem(error.status_code, error.detail)
-    except RegistryError as error:
+    except (RegistryError, QueueError) as error:
         logger.error("%s", error)
         return _problem(503, str(error))
     except Exception as error:
@@ -280,12 +297,18 @@ def _last_success(learning: Learning | None) -> float | None:
 
 def _learning(settings: Settings, registry: Registry, client: LabelStudio, service: Service) -> Learning:
     from labelstudio_backend.job_runner import JobRunner
-    from labelstudio_backend.jobs import Jobs
+    from labelstudio_backend.jobs import Jobs, open_jobs
     from labelstudio_backend.reconcile import Reconciler
 
-    jobs = Jobs(settings.state_dir / "jobs.sqlite")
+    jobs = open_jobs(settings)
     reconciler = Reconciler(settings, registry, client, jobs, service)
-    runner = JobRunner(jobs, parallel=settings.parallel_jobs, on_end=reconciler.job_ended)
+    runner: RemoteRunner | JobRunner
+    if isinstance(jobs, Jobs):
+        runner = JobRunner(jobs, parallel=settings.parallel_jobs, on_end=reconciler.job_ended)
+    else:
+        from labelstudio_backend.remote_runner import RemoteRunner
+
+        runner = RemoteRunner(jobs, on_end=reconciler.job_ended)
 
     def start() -> None:
         runner.start()

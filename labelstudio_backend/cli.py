@@ -36,10 +36,13 @@ if TYPE_CHECKING:
 _COMMANDS = {  # imported when called
     "connect": "labelstudio_backend.connect",
     "doctor": "labelstudio_backend.doctor",
+    "jobs": "labelstudio_backend.jobs_command",
     "pull": "labelstudio_backend.pull",
     "push": "labelstudio_backend.push",
     "rank": "labelstudio_backend.rank",
     "up": "labelstudio_backend.up",
+    "versions": "labelstudio_backend.versions_command",
+    "worker": "labelstudio_backend.worker",
 }
 
 
@@ -151,11 +154,12 @@ def describe(settings: Settings, start: str) -> list[str]:
         f"Start          New projects start from {start}.",
         f"Training       {_training(settings)}",
         f"State          Versions, jobs and cached images are in {settings.state_dir}.",
+        *_shared(settings),
     ]
     for folder in settings.local_media_folders:
         how = "are read from here, without HTTP" if folder.is_dir() else "cannot be read: there is no such folder"
         lines.append(f"Images         Those of {folder} {how}.")
-    for project in Registry(settings.state_dir / "projects").projects():
+    for project in Registry(settings.projects_dir).projects():
         try:
             served = f"serves {project.current().name} of {len(project.versions())} versions"
         except YolonasError as error:
@@ -163,6 +167,15 @@ def describe(settings: Settings, start: str) -> list[str]:
         lines.append(f"Project        {project.project_id} of {project.metadata().get('hostname') or '?'} {served}.")
         lines += [f"               {line}" for line in _mapping(project)]
     return lines
+
+
+def _shared(settings: Settings) -> list[str]:
+    if settings.queue is None:
+        return []
+    return [
+        f"               Versions and jobs' files are in {settings.projects_dir.parent}, for all servers and workers.",
+        "Queue          Trainings wait in Redis for a worker: yolonas-labelstudio worker.",
+    ]
 
 
 def _mapping(project: ProjectRegistry) -> list[str]:

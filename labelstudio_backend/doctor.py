@@ -331,7 +331,7 @@ class _Doctor:
     def _version(self, row: Mapping[str, Any]) -> Version | None:
         """The version that Label Studio was told, where this machine has it."""
         name = str(row.get("model_version"))
-        projects = Registry(self.settings.state_dir / "projects").projects()
+        projects = Registry(self.settings.projects_dir).projects()
         return next((v for project in projects for v in project.versions() if v.name == name), None)
 
     def _labels(self, state: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Check]:
@@ -452,7 +452,7 @@ class _Doctor:
 
     def _hostname(self) -> str:
         """The address under which Label Studio names itself, from what it told the backend."""
-        for project in Registry(self.settings.state_dir / "projects").projects():
+        for project in Registry(self.settings.projects_dir).projects():
             if project.project_id == self.project:
                 return str(project.metadata().get("hostname", ""))
         return ""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from labelstudio_backend.job import FINAL, IN_VAIN, Job, State
+from yolonas.errors import YolonasError
 
 KEPT = 30  # ended jobs of a project
 
@@ -23,6 +24,10 @@ _LABEL_STUDIO_STATES: dict[State, str] = {
 }
 
 T = TypeVar("T")
+
+
+class QueueError(YolonasError):
+    """A queue that does not answer."""
 
 
 class Rows(Protocol):

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from labelstudio_backend.job import FINAL, IN_VAIN, STOPPED, Job, tidy
-from labelstudio_backend.job_queue import JobQueue, ended_at
+from labelstudio_backend.job_queue import JobQueue, QueueError, ended_at
 from labelstudio_backend.locks import try_lock
 
 log = logging.getLogger(__name__)
@@ -88,15 +88,18 @@ class JobRunner:
             if job is None:
                 return
             self._spawn(job, lock)
-        finally:
+            while (child := self._children.get(job_id)) is not None and not self._stopping.is_set():
+                with contextlib.suppress(QueueError):  # away for a while: the process goes on
+                    self._watch(self.jobs.get(job_id) or job, child)
+                time.sleep(self._poll_seconds)
+            if job_id in self._children:
+                self._interrupt([job])
+        finally:  # until the end is written down, too
             os.close(lock)
-        while (child := self._children.get(job_id)) is not None and not self._stopping.is_set():
-            if (fresh := self.jobs.get(job_id)) is not None:
-                self._watch(fresh, child)
-            self._wake.wait(self._poll_seconds)
-            self._wake.clear()
-        if job_id in self._children:
-            self._interrupt([job])
+
+    def interrupt(self) -> None:
+        """Have `run_one` end its job's process politely, from a signal handler."""
+        self._stopping.set()
 
     def _lock(self, job_id: int) -> int | None:
         """The job's lock; others hold it for a moment when they look whether it is alive."""
@@ -124,7 +127,7 @@ class JobRunner:
                 if ended.cancel:
                     self.jobs.finish(job.id, "cancelled", "cancelled")
                 else:
-                    self.jobs.requeue(job.id, "the server was stopped; goes on when it starts again", count=False)
+                    self.jobs.requeue(job.id, "stopped with the server or worker; goes on", count=False)
 
     def _loop(self) -> None:
         swept = False

@@ -9,10 +9,14 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from labelstudio_backend.job import LONG, Job, State
 from labelstudio_backend.job_queue import JobQueue, Rows
+from labelstudio_backend.settings import Settings
+
+if TYPE_CHECKING:
+    from labelstudio_backend.redis_jobs import RedisJobs
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -46,18 +50,20 @@ class Jobs(JobQueue):
     Safe to use from any thread and any process of this machine.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
         self.path = Path(path)
-        super().__init__(self.path.parent / "jobs")
+        super().__init__(folder or self.path.parent / "jobs")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._connect() as db:
             db.execute("PRAGMA journal_mode=WAL")
             db.executescript(_SCHEMA)
+            if not _LATER.keys() <= _columns(db):
+                self._add_columns()
+
+    def _add_columns(self) -> None:
         with self._write() as db:
-            there = {row["name"] for row in db.execute("PRAGMA table_info(jobs)")}
-            for name, kind in _LATER.items():
-                if name not in there:
-                    db.execute(f"ALTER TABLE jobs ADD COLUMN {name} {kind}")
+            for name in _LATER.keys() - _columns(db):
+                db.execute(f"ALTER TABLE jobs ADD COLUMN {name} {_LATER[name]}")
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
@@ -103,6 +109,15 @@ class Jobs(JobQueue):
             return _select(db, where, tuple(values), brief=brief)
 
 
+def open_jobs(settings: Settings) -> Jobs | RedisJobs:
+    """The queue that the settings name: in Redis where `YOLONAS_QUEUE` is set, else in the state folder."""
+    if settings.queue is None:
+        return Jobs(settings.state_dir / "jobs.sqlite", settings.jobs_dir)
+    from labelstudio_backend.redis_jobs import RedisJobs
+
+    return RedisJobs.open(settings.queue.get_secret_value(), settings.jobs_dir)
+
+
 class _SqliteRows:
     """The jobs within one transaction."""
 
@@ -124,6 +139,10 @@ class _SqliteRows:
 
     def remove(self, job_id: int) -> None:
         self._db.execute("DELETE FROM jobs WHERE id = ?", (job_id,))
+
+
+def _columns(db: sqlite3.Connection) -> set[str]:
+    return {row["name"] for row in db.execute("PRAGMA table_info(jobs)")}
 
 
 def _select(db: sqlite3.Connection, where: str = "", values: tuple[Any, ...] = (), *, brief: bool = False) -> list[Job]:

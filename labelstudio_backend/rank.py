@@ -72,7 +72,7 @@ def rank(project: int, strategy: str | None, write: bool, top: int, **options: A
         raise click.UsageError("set YOLONAS_LABEL_STUDIO_URL and YOLONAS_LABEL_STUDIO_TOKEN, or give them as options")
     with LabelStudio(settings.label_studio_url, settings.token) as client:
         state = client.get_project(project)
-        registry = find_project(Registry(settings.state_dir / "projects"), state)
+        registry = find_project(Registry(settings.projects_dir), state)
         ranking = rank_project(client, registry, state, strategy or settings.acquisition, progress=True)
         for line in describe(ranking, top):
             click.echo(line)

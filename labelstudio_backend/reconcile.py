@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from labelstudio_backend.client import LabelStudio, LabelStudioError, project_ui
 from labelstudio_backend.corrections import corrections, new_since
 from labelstudio_backend.job import IN_VAIN, Job
 from labelstudio_backend.job_queue import JobQueue, ended_at
+from labelstudio_backend.locks import try_lock
 from labelstudio_backend.owed import Owed
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import Settings
@@ -38,6 +40,7 @@ CHUNK_SECONDS = 20.0
 TURN_SECONDS = 60.0  # then other projects have their turn
 LARGEST_CHUNK = 50
 LONGEST_WAIT = 3600.0
+ELSEWHERE_SECONDS = 2.0  # until we look again at a project that another server is about
 
 
 @dataclass
@@ -106,7 +109,9 @@ class Reconciler:
         self._look(project_key, time.monotonic() + self._debounce)
 
     def job_ended(self, job: Job) -> None:
-        """A training ended: look at its project now."""
+        """A training ended: look at its project now, and have its version at hand here, whichever server looks."""
+        if self._service is not None and job.version is not None:
+            self._service.start_loading(job.project)
         self._look(job.project, time.monotonic())
 
     def _look(self, project_key: str, when: float) -> None:
@@ -170,12 +175,22 @@ class Reconciler:
         return reached
 
     def reconcile(self, key: str) -> None:
-        """Look at one project and do what there is to do.
+        """Look at one project and do what there is to do, unless another server is about it: then again soon.
 
         Raises:
             LabelStudioError: Label Studio did not answer, or refused.
         """
         project = self._registry.project(key)
+        lock = try_lock(project.path / ".reconciling")
+        if lock is None:
+            self._look(key, time.monotonic() + ELSEWHERE_SECONDS)
+            return
+        try:
+            self._reconcile(key, project)
+        finally:
+            os.close(lock)
+
+    def _reconcile(self, key: str, project: ProjectRegistry) -> None:
         known = self._known.setdefault(key, _Known())
         state = self._client.get_project(project.project_id)
         if not same_project(state, str(project.metadata().get("uid", ""))):

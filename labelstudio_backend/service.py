@@ -98,6 +98,11 @@ class Service:
         """Load a project's current version now, so that the first request under it is quick."""
         self.models.get(self.registry.project(key).current(), time.monotonic() + seconds)
 
+    def start_loading(self, key: str) -> None:
+        """Have a project's current version loaded in the background, if it is not."""
+        with contextlib.suppress(RegistryError):
+            self.models.start_loading(self.registry.project(key).current())
+
     def warm(self) -> None:
         """Start loading what the known projects serve, in the background; what cannot be loaded is logged now."""
 

@@ -30,6 +30,16 @@ class Settings(BaseSettings):
     state_dir: Path = Field(
         default_factory=default_state_dir, description="Folder of versions, jobs and cached images."
     )
+    shared_dir: Path | None = Field(
+        default=None,
+        description="Folder of versions and jobs' files that several servers and workers share; by default the state "
+        "folder.",
+    )
+    queue: SecretStr | None = Field(
+        default=None,
+        description="redis://HOST:PORT/DB of the queue of trainings that several servers and workers share; by default "
+        "one server keeps its own.",
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 lets other machines in.")
     port: int = Field(default=9090, ge=0, le=65535, description="Port to listen on.")
     basic_auth_user: str = Field(default="", description="User name that every call but /health must bring, ...")
@@ -133,10 +143,18 @@ class Settings(BaseSettings):
         default="text", description="Log lines for people (text), or one JSON object a line (json)."
     )
 
-    @field_validator("state_dir")
+    @field_validator("state_dir", "shared_dir")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @field_validator("queue")
+    @classmethod
+    def _redis_url(cls, value: SecretStr | None) -> SecretStr | None:
+        text = value.get_secret_value().strip() if value is not None else ""
+        if text and not text.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("give the address of Redis with its scheme, like redis://localhost:6379/0")
+        return SecretStr(text) if text else None
 
     @field_validator("label_studio_url")
     @classmethod
@@ -190,6 +208,16 @@ class Settings(BaseSettings):
         login = f"{self.basic_auth_user}:{self.basic_auth_pass.get_secret_value()}" if self.basic_auth_pass else None
         redaction.hide(*secrets, login)
         return self
+
+    @property
+    def projects_dir(self) -> Path:
+        """Folder of the registry: projects and their versions."""
+        return (self.shared_dir or self.state_dir) / "projects"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Folder of the jobs' own folders: logs, images, checkpoints."""
+        return (self.shared_dir or self.state_dir) / "jobs"
 
     @property
     def token(self) -> str | None:

@@ -25,8 +25,8 @@ from labelstudio_backend.client import LabelStudio, LabelStudioError
 from labelstudio_backend.corrections import corrections, manifest
 from labelstudio_backend.gate import Verdict, judge, rename
 from labelstudio_backend.job import STOPPED, Job, tidy
-from labelstudio_backend.job_queue import JobQueue
-from labelstudio_backend.jobs import Jobs
+from labelstudio_backend.job_queue import JobQueue, QueueError
+from labelstudio_backend.jobs import open_jobs
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.reconcile import same_project
 from labelstudio_backend.registry import ProjectRegistry, Registry
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     # One core is left to predictions. A thread on a core that others use holds up all the others at every barrier: on
     # two cores with other work a training made 1 to 5 images/s with two threads, 14 with one.
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-    job_id, jobs = int(arguments[0]), Jobs(settings.state_dir / "jobs.sqlite")
+    job_id, jobs = int(arguments[0]), open_jobs(settings)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     threading.Thread(target=_watch_cancel, args=(jobs, job_id, stop), daemon=True).start()
@@ -144,7 +144,7 @@ class _Training:
         self.folder = jobs.folder(job.id)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.resume_file = self.folder / "training" / "resume.pt"
-        self.project: ProjectRegistry = Registry(settings.state_dir / "projects").project(job.project)
+        self.project: ProjectRegistry = Registry(settings.projects_dir).project(job.project)
         self.begun = time.monotonic()
         self.curve = list(job.curve)
         self.leave: Callable[[int], object] | None = None
@@ -216,7 +216,10 @@ class _Training:
 
     def _report(self, progress: float, reason: str, **more: Any) -> None:
         self._continue()
-        self.jobs.report(self.job.id, progress=progress, reason=reason, **more)
+        try:
+            self.jobs.report(self.job.id, progress=progress, reason=reason, **more)
+        except QueueError as error:  # no reason to end a training
+            log.warning("%s", error)
 
     # -- the data --------------------------------------------------------------------------------------------------
 

@@ -115,3 +115,39 @@ def choose_weights(wanted: str) -> tuple[str, str]:
             raise
         sentence = "an untrained model (variant n), which learns from your first labels"
         return UNTRAINED, f"{sentence}, because no published weights can be had ({error})"
+
+
+def summary(version: Version) -> dict[str, Any]:
+    """What a list shows of a version; AP, AP50 and AP of each class are on its held-out images, None if unknown."""
+    record = version.record
+    after = record.get("after") or {}
+    return {
+        "name": version.name,
+        "number": version.number,
+        "parent": record.get("parent"),
+        "published": record["published"],
+        "removed": version.removed,
+        "ap": after.get("ap"),
+        "ap50": after.get("ap50"),
+        "per_class": after.get("per_class", {}),
+        "tasks": record.get("tasks", {}),
+        "gate": record.get("gate", {}),
+    }
+
+
+def compare(a: Version, b: Version) -> dict[str, Any]:
+    """Two versions side by side, and `change`: b minus a where both are known.
+
+    `same_images` says that b was trained from a, and both measured on b's held-out images; otherwise each figure is of
+    the version's own held-out images, which grow with the labels.
+    """
+    left, right = summary(a), summary(b)
+    before = b.record.get("before") if b.record.get("base") == a.name else None
+    if before:
+        left |= {name: before[name] for name in ("ap", "ap50", "per_class")}
+    change: dict[str, Any] = {
+        name: round(right[name] - left[name], 4) for name in ("ap", "ap50") if None not in (left[name], right[name])
+    }
+    both = left["per_class"].keys() & right["per_class"].keys()
+    change["per_class"] = {name: round(right["per_class"][name] - left["per_class"][name], 4) for name in sorted(both)}
+    return {"a": left, "b": right, "change": change, "same_images": bool(before)}

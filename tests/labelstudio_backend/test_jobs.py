@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from labelstudio_backend.job import Job
+from labelstudio_backend.job_queue import JobQueue
 from labelstudio_backend.job_runner import JobRunner
 from labelstudio_backend.jobs import Jobs
+from labelstudio_backend.redis_jobs import RedisJobs
 
 SLEEP = "import time; time.sleep(60)"
 LINGER = (
@@ -25,6 +27,14 @@ LINGER = (
 @pytest.fixture
 def jobs(tmp_path: Path) -> Jobs:
     return Jobs(tmp_path / "jobs.sqlite")
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def queue(request: pytest.FixtureRequest, tmp_path: Path) -> JobQueue:
+    """What keeps the queue makes no difference."""
+    if request.param == "sqlite":
+        return Jobs(tmp_path / "jobs.sqlite")
+    return RedisJobs.open(request.getfixturevalue("redis_url"), tmp_path / "jobs")
 
 
 Start = Callable[..., JobRunner]
@@ -56,7 +66,7 @@ def wait(condition: Callable[[], bool], seconds: float = 15.0) -> None:
         time.sleep(0.02)
 
 
-def state(jobs: Jobs, job_id: int) -> str:
+def state(jobs: JobQueue, job_id: int) -> str:
     job = jobs.get(job_id)
     assert job is not None
     return job.state
@@ -77,38 +87,38 @@ def finishing(jobs: Jobs, outcome: str = "succeeded") -> Callable[[Job], str]:
     )
 
 
-def test_a_waiting_job_absorbs_requests_and_a_running_one_does_not(jobs: Jobs) -> None:
-    first = jobs.enqueue("a", "START_TRAINING")
-    assert jobs.enqueue("a", "20 corrected tasks") == first
-    other = jobs.enqueue("b", "START_TRAINING")
-    claimed = jobs.claim(parallel=2)
+def test_a_waiting_job_absorbs_requests_and_a_running_one_does_not(queue: JobQueue) -> None:
+    first = queue.enqueue("a", "START_TRAINING")
+    assert queue.enqueue("a", "20 corrected tasks") == first
+    other = queue.enqueue("b", "START_TRAINING")
+    claimed = queue.claim(parallel=2)
     assert claimed is not None
     assert (claimed.id, claimed.state) == (first, "running")
-    second = jobs.enqueue("a", "START_TRAINING")
+    second = queue.enqueue("a", "START_TRAINING")
     assert second not in (first, other)
-    assert jobs.enqueue("a", "START_TRAINING") == second
+    assert queue.enqueue("a", "START_TRAINING") == second
 
 
-def test_one_job_of_a_project_runs_at_a_time(jobs: Jobs) -> None:
-    first = jobs.enqueue("a", "x")
-    jobs.claim(parallel=8)
-    second, other = jobs.enqueue("a", "x"), jobs.enqueue("b", "x")
-    assert jobs.claim(parallel=1) is None
-    claimed = jobs.claim(parallel=8)
+def test_one_job_of_a_project_runs_at_a_time(queue: JobQueue) -> None:
+    first = queue.enqueue("a", "x")
+    queue.claim(parallel=8)
+    second, other = queue.enqueue("a", "x"), queue.enqueue("b", "x")
+    assert queue.claim(parallel=1) is None
+    claimed = queue.claim(parallel=8)
     assert claimed is not None
     assert claimed.id == other, "the second job of `a` waits for the first"
-    jobs.finish(first, "refused", "worse")
-    claimed = jobs.claim(parallel=8)
+    queue.finish(first, "refused", "worse")
+    claimed = queue.claim(parallel=8)
     assert claimed is not None
     assert claimed.id == second
 
 
-def test_parallel_claims_never_hand_out_a_job_twice(jobs: Jobs) -> None:
-    ids = {jobs.enqueue(f"project {n}", "x") for n in range(20)}
+def test_parallel_claims_never_hand_out_a_job_twice(queue: JobQueue) -> None:
+    ids = {queue.enqueue(f"project {n}", "x") for n in range(20)}
     claimed: list[int] = []
 
     def work() -> None:
-        while (job := jobs.claim(parallel=100)) is not None:
+        while (job := queue.claim(parallel=100)) is not None:
             claimed.append(job.id)
 
     threads = [threading.Thread(target=work) for _ in range(6)]
@@ -119,17 +129,17 @@ def test_parallel_claims_never_hand_out_a_job_twice(jobs: Jobs) -> None:
     assert sorted(claimed) == sorted(ids)
 
 
-def test_progress_and_manifest_are_kept_and_an_ended_job_does_not_change(jobs: Jobs) -> None:
-    job_id = jobs.enqueue("a", "x")
-    jobs.claim()
+def test_progress_and_manifest_are_kept_and_an_ended_job_does_not_change(queue: JobQueue) -> None:
+    job_id = queue.enqueue("a", "x")
+    queue.claim()
     curve = [{"epoch": 2, "loss": 1.5, "ap50": 0.75}, {"epoch": 3, "loss": 1.25}]
-    jobs.report(job_id, progress=0.25, reason="epoch 3", manifest={"7": "3@x"})
-    jobs.report(job_id, epoch=3, seconds_left=60.0, curve=curve)
-    job = jobs.get(job_id)
+    queue.report(job_id, progress=0.25, reason="epoch 3", manifest={"7": "3@x"})
+    queue.report(job_id, epoch=3, seconds_left=60.0, curve=curve)
+    job = queue.get(job_id)
     assert job is not None
     assert (job.progress, job.reason, job.manifest) == (0.25, "epoch 3", {"7": "3@x"})
     assert (job.epoch, job.seconds_left, job.curve) == (3, 60.0, curve)
-    assert jobs.status(str(job_id)) == {
+    assert queue.status(str(job_id)) == {
         "job_status": "started",
         "state": "running",
         "reason": "epoch 3",
@@ -139,14 +149,14 @@ def test_progress_and_manifest_are_kept_and_an_ended_job_does_not_change(jobs: J
         "ap50": 0.75,
         "model_version": None,
     }
-    assert jobs.finish(job_id, "failed", "no boxes")
-    assert not jobs.finish(job_id, "succeeded", "late")
-    jobs.report(job_id, reason="later")
-    job = jobs.get(job_id)
+    assert queue.finish(job_id, "failed", "no boxes")
+    assert not queue.finish(job_id, "succeeded", "late")
+    queue.report(job_id, reason="later")
+    job = queue.get(job_id)
     assert job is not None
     assert (job.state, job.reason) == ("failed", "no boxes")
-    assert jobs.status("999") is None
-    assert jobs.status("nonsense") is None
+    assert queue.status("999") is None
+    assert queue.status("nonsense") is None
 
 
 def test_the_process_writes_its_own_end_and_the_server_hears_of_it(jobs: Jobs, start: Start) -> None:
@@ -277,12 +287,12 @@ def test_a_job_interrupted_twice_has_failed(jobs: Jobs, start: Start) -> None:
     assert "twice" in job.reason
 
 
-def test_a_job_put_back_absorbs_the_one_that_waited_behind_it(jobs: Jobs) -> None:
-    first = jobs.enqueue("a", "x")
-    jobs.claim()
-    second = jobs.enqueue("a", "x")
-    jobs.requeue(first, "stopped", count=False)
-    assert (state(jobs, first), state(jobs, second)) == ("queued", "cancelled")
+def test_a_job_put_back_absorbs_the_one_that_waited_behind_it(queue: JobQueue) -> None:
+    first = queue.enqueue("a", "x")
+    queue.claim()
+    second = queue.enqueue("a", "x")
+    queue.requeue(first, "stopped", count=False)
+    assert (state(queue, first), state(queue, second)) == ("queued", "cancelled")
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(75)", "import os; os.kill(os.getpid(), 15)"])
@@ -341,18 +351,18 @@ def test_a_failed_or_cancelled_job_is_retried_under_its_number(jobs: Jobs, start
     assert (job.state, job.reason) == ("cancelled", "cancelled before it started")
 
 
-def test_ended_jobs_are_forgotten_but_for_the_newest_and_those_that_are_needed(jobs: Jobs) -> None:
+def test_ended_jobs_are_forgotten_but_for_the_newest_and_those_that_are_needed(queue: JobQueue) -> None:
     for number in range(1, 10):
-        job_id = jobs.enqueue("a", "x")
+        job_id = queue.enqueue("a", "x")
         assert job_id == number
-        jobs.finish(job_id, "succeeded" if number < 4 else "failed", "ended")
-        jobs.folder(job_id).mkdir(parents=True)
-    other, waits = jobs.enqueue("b", "x"), jobs.enqueue("a", "x")
-    assert jobs.prune("a", keep={1}, newest=3) == [2, 4, 5, 6], "3 is the last that learnt"
-    assert [job.id for job in jobs.find()] == [1, 3, 7, 8, 9, other, waits]
-    assert sorted(int(path.name) for path in jobs.folder(1).parent.iterdir()) == [1, 3, 7, 8, 9]
-    jobs.cancel(waits)
-    assert jobs.enqueue("a", "x") == waits + 1
+        queue.finish(job_id, "succeeded" if number < 4 else "failed", "ended")
+        queue.folder(job_id).mkdir(parents=True)
+    other, waits = queue.enqueue("b", "x"), queue.enqueue("a", "x")
+    assert queue.prune("a", keep={1}, newest=3) == [2, 4, 5, 6], "3 is the last that learnt"
+    assert [job.id for job in queue.find()] == [1, 3, 7, 8, 9, other, waits]
+    assert sorted(int(path.name) for path in queue.folder(1).parent.iterdir()) == [1, 3, 7, 8, 9]
+    queue.cancel(waits)
+    assert queue.enqueue("a", "x") == waits + 1
 
 
 def test_a_queue_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
@@ -390,12 +400,12 @@ def test_one_job_that_is_stopped_goes_back_to_the_queue(jobs: Jobs) -> None:
     assert state(jobs, job_id) == "queued"
 
 
-def test_a_brief_list_reads_neither_manifest_nor_record(jobs: Jobs) -> None:
-    job_id = jobs.enqueue("a", "x")
-    jobs.claim()
-    jobs.report(job_id, manifest={"1": "1@x"})
-    jobs.finish(job_id, "succeeded", "done", version="v", record={"n": 1})
-    (brief,), (whole,) = jobs.find("a", brief=True), jobs.find("a")
+def test_a_brief_list_reads_neither_manifest_nor_record(queue: JobQueue) -> None:
+    job_id = queue.enqueue("a", "x")
+    queue.claim()
+    queue.report(job_id, manifest={"1": "1@x"})
+    queue.finish(job_id, "succeeded", "done", version="v", record={"n": 1})
+    (brief,), (whole,) = queue.find("a", brief=True), queue.find("a")
     assert (brief.manifest, brief.record, brief.version) == (None, {}, "v")
     assert (whole.manifest, whole.record) == ({"1": "1@x"}, {"n": 1})
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ import pytest
 from labelstudio_backend import reconcile
 from labelstudio_backend.client import LabelStudio, LabelStudioError
 from labelstudio_backend.jobs import Jobs
+from labelstudio_backend.locks import try_lock
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.owed import Owed
 from labelstudio_backend.reconcile import Reconciler
@@ -549,3 +551,37 @@ def test_what_start_weights_owe_is_no_matter_once_a_trained_version_has_predicte
     while not all(v1 in versions for versions in asking.studio.given.values()):
         asking.bench.reconcile()
     assert Owed(asking.bench.project).due() == set()
+
+
+def test_a_project_that_another_server_is_about_is_left_to_it_and_looked_at_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "ELSEWHERE_SECONDS", 0.01)
+    lock = try_lock(bench.project.path / ".reconciling")
+    assert lock is not None
+    calls = bench.studio.calls
+    bench.reconciler.reconcile(bench.project.key)
+    assert bench.studio.calls == calls
+    bench.reconciler.start()
+    bench.reconciler.hint(bench.project.key, "ANNOTATION_CREATED", {})
+    os.close(lock)
+    wait(lambda: bench.studio.rows[0]["title"] == bench.project.current().name)  # the hint is not lost
+    bench.reconciler.stop()
+
+
+def test_a_rollback_queues_no_training_without_a_new_correction(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, train_every=1)
+    bench.studio.annotate(1, 2)
+    bench.reconcile()
+    job = bench.jobs.claim()
+    assert job is not None
+    bench.jobs.report(job.id, manifest={str(n): f"{n * 100 + 30}@2026-01-01T00:00:30Z" for n in (1, 2)})
+    bench.jobs.finish(job.id, "succeeded", "published", version=bench.publish())
+    bench.studio.serving = bench.project.rollback(0).name
+    bench.reconcile()
+    assert bench.jobs.find(states=("queued",)) == []
+    assert bench.studio.rows[0]["title"] == bench.project.version(0).name
+    assert bench.studio.project["model_version"] == bench.project.version(0).name
+    bench.studio.annotate(3, at=31)
+    bench.reconcile()
+    assert [job.state for job in bench.jobs.find()] == ["succeeded", "queued"]

@@ -1,0 +1,76 @@
+"""The thread by which a server hands queued jobs to workers on other machines, and hears how they end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from labelstudio_backend.job import FINAL, Job
+from labelstudio_backend.job_queue import QueueError
+from labelstudio_backend.job_runner import go_on, tidy_ended
+from labelstudio_backend.redis_jobs import RedisJobs
+
+log = logging.getLogger(__name__)
+
+
+class RemoteRunner:
+    """What `JobRunner` is to a server with a queue of its own; each server of a shared queue has one.
+
+    All of them do the same, and none of it twice: a job whose worker died goes on once, as its lock is held meanwhile;
+    an entry for RQ that two servers make is one too many, and finds nothing to do. Stopping a server stops no job.
+
+    Args:
+        jobs: the shared queue.
+        on_end: is called, in this thread, with each job that ended since this server started.
+    """
+
+    def __init__(
+        self, jobs: RedisJobs, *, on_end: Callable[[Job], None] = lambda job: None, poll_seconds: float = 1.0
+    ) -> None:
+        self.jobs = jobs
+        self._on_end = on_end
+        self._poll_seconds = poll_seconds
+        self._told: set[tuple[int, float | None]] | None = None  # ended jobs, each by its number and when it ended
+        self._away = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="remote-runner", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=8.0)
+
+    def _loop(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                self.step()
+                self._away = False
+            except QueueError as error:
+                if not self._away:
+                    log.warning("%s; will look again", error)
+                self._away = True
+            except Exception:
+                log.exception("the job queue could not be worked on; trying again")
+            self._stopping.wait(self._poll_seconds * (5 if self._away else 1))
+
+    def step(self) -> None:
+        """Look once: jobs whose worker died, jobs that ended, jobs that may run."""
+        for job in self.jobs.find(states=("running",), brief=True):
+            go_on(self.jobs, job)
+        ended = self.jobs.find(states=FINAL, brief=True)
+        told, self._told = self._told, {(job.id, job.finished) for job in ended}
+        for job in ended:
+            if told is not None and (job.id, job.finished) not in told:
+                log.info("job %d of %s %s: %s", job.id, job.project, job.state, job.reason)
+                tidy_ended(self.jobs, job.project)
+                try:
+                    self._on_end(job)
+                except Exception:
+                    log.exception("the end of job %d could not be passed on", job.id)
+        self.jobs.dispatch()

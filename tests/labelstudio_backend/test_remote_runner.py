@@ -1,0 +1,102 @@
+"""What a server does for a shared queue, on a real Redis."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from rq import Queue
+
+from labelstudio_backend.job import Job
+from labelstudio_backend.job_queue import QueueError
+from labelstudio_backend.redis_jobs import QUEUE, RedisJobs
+from labelstudio_backend.remote_runner import RemoteRunner
+
+
+@pytest.fixture
+def jobs(redis_url: str, tmp_path: Path) -> RedisJobs:
+    return RedisJobs.open(redis_url, tmp_path / "jobs")
+
+
+def waiting(jobs: RedisJobs) -> list[int]:
+    return [entry.args[0] for entry in Queue(QUEUE, connection=jobs.redis).jobs]
+
+
+def test_what_may_run_has_one_entry_and_a_lost_one_is_made_again(jobs: RedisJobs) -> None:
+    servers = [RemoteRunner(jobs), RemoteRunner(jobs)]
+    first, other = jobs.enqueue("a", "x"), jobs.enqueue("b", "x")
+    for server in servers:
+        server.step()
+    assert waiting(jobs) == [first, other]
+    jobs.claim(None, job_id=first)
+    Queue(QUEUE, connection=jobs.redis).empty()
+    (jobs.folder(first)).mkdir(parents=True)
+    later = jobs.enqueue("a", "x")
+    jobs.dispatch()
+    assert waiting(jobs) == [other], "one job of a project at a time"
+    jobs.finish(first, "failed", "no")
+    jobs.dispatch()
+    assert waiting(jobs) == [other, later]
+
+
+def test_each_server_hears_of_each_end_once(jobs: RedisJobs) -> None:
+    before = jobs.enqueue("a", "x")
+    jobs.cancel(before)
+    heard: list[tuple[int, int, str]] = []
+
+    def server(number: int) -> RemoteRunner:
+        def on_end(job: Job) -> None:
+            heard.append((number, job.id, job.state))
+            raise RuntimeError("no reason not to hear of the next")
+
+        return RemoteRunner(jobs, on_end=on_end)
+
+    servers = [server(1), server(2)]
+    first, other = jobs.enqueue("a", "x"), jobs.enqueue("b", "x")
+    for step in range(4):
+        for one in servers:
+            one.step()
+        if step == 0:
+            jobs.cancel(first)
+            jobs.finish(other, "refused", "worse")
+        if step == 1:
+            ends = [(first, "cancelled"), (other, "refused")]
+            assert heard == [(number, *end) for number in (1, 2) for end in ends]
+            heard.clear()
+            jobs.retry(first)
+        if step == 2:
+            assert heard == []
+            jobs.cancel(first)
+    assert heard == [(1, first, "cancelled"), (2, first, "cancelled")], "it ended a second time"
+
+
+def test_a_job_whose_worker_died_goes_on_once_and_then_has_failed(jobs: RedisJobs) -> None:
+    servers = [RemoteRunner(jobs), RemoteRunner(jobs)]
+    job_id = jobs.enqueue("a", "x")
+    for restarts, state in ((1, "queued"), (1, "failed")):
+        assert jobs.claim(None, job_id=job_id) is not None  # and nobody holds its lock
+        for server in servers:
+            server.step()
+        job = jobs.get(job_id)
+        assert job is not None
+        assert (job.restarts, job.state) == (restarts, state)
+
+
+def test_a_number_is_not_given_again_after_redis_forgot_it(jobs: RedisJobs) -> None:
+    first = jobs.enqueue("a", "x")
+    jobs.folder(first).mkdir(parents=True)
+    jobs.redis.flushall()
+    assert jobs.enqueue("a", "x") == first + 1
+
+
+def test_redis_away_is_one_sentence_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    away = RedisJobs.open(f"unix://{tmp_path}/nobody.sock", tmp_path)
+    with pytest.raises(QueueError, match=r"YOLONAS_QUEUE.* does not answer"):
+        away.enqueue("a", "x")
+    runner = RemoteRunner(away, poll_seconds=0.001)
+    with caplog.at_level(logging.WARNING):
+        runner.start()
+        runner._stopping.wait(0.2)
+        runner.stop()
+    assert len(caplog.records) == 1

@@ -142,6 +142,10 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
         if learning is not None:
             learning.reconciler.hint(key, "chosen by a person", {})
 
+    @app.exception_handler(QueueError)
+    async def queue_away(_: Request, error: QueueError) -> Response:
+        return _json(503, {"error": str(error)})
+
     app.include_router(control_router(registry, learning.jobs if learning is not None else None, changed))
 
     async def answer(pool: ThreadPoolExecutor, work: Callable[[Any], Any], request: Request) -> Response:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from fastapi import APIRouter, HTTPException
-from pydantic import BaseModel
+from fastapi import APIRouter, HTTPException, Path
+from pydantic import BaseModel, Field
 
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.version import RegistryError, Version
@@ -21,16 +21,20 @@ class Queue(Protocol):
     def status(self, job_id: int | str) -> Mapping[str, Any] | None: ...
 
 
+JobId = Annotated[int, Path(ge=1, lt=10**15)]
+Key = Annotated[str, Path(pattern=r"^[0-9]{1,15}-[0-9a-f]{6}$")]
+
+
 class ChosenVersion(BaseModel):
     """The number of a version."""
 
-    version: int
+    version: int = Field(ge=0, lt=10**9)
 
 
 class PinnedVersion(BaseModel):
     """The number of a version, or null to let new versions serve again."""
 
-    version: int | None
+    version: int | None = Field(ge=0, lt=10**9)
 
 
 def control_router(
@@ -69,14 +73,14 @@ def control_router(
         return status
 
     @router.post("/jobs/{job_id}/cancel")
-    def cancel(job_id: int) -> dict[str, Any]:
+    def cancel(job_id: JobId) -> dict[str, Any]:
         state = job_state(job_id)["state"]
         if not queue().cancel(job_id):
             raise HTTPException(409, f"job {job_id} has ended: {state}")
         return {"job": job_id, **job_state(job_id)}
 
     @router.post("/jobs/{job_id}/retry")
-    def retry(job_id: int) -> dict[str, Any]:
+    def retry(job_id: JobId) -> dict[str, Any]:
         state = job_state(job_id)["state"]
         again = queue().retry(job_id)
         if again is None:
@@ -84,16 +88,16 @@ def control_router(
         return {"job": again, **job_state(again)}
 
     @router.post("/projects/{key}/train")
-    def train(key: str) -> dict[str, Any]:
+    def train(key: Key) -> dict[str, Any]:
         job = queue().enqueue(project(key).key, "asked for by hand")
         return {"job": job, **job_state(job)}
 
     @router.post("/projects/{key}/rollback")
-    def rollback(key: str, body: ChosenVersion) -> dict[str, Any]:
+    def rollback(key: Key, body: ChosenVersion) -> dict[str, Any]:
         return chosen(key, lambda: project(key).rollback(body.version))
 
     @router.post("/projects/{key}/pin")
-    def pin(key: str, body: PinnedVersion) -> dict[str, Any]:
+    def pin(key: Key, body: PinnedVersion) -> dict[str, Any]:
         number = body.version
         return chosen(key, lambda: project(key).unpin() if number is None else project(key).pin(number))
 

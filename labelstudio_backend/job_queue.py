@@ -73,7 +73,8 @@ class JobQueue(ABC):
 
     def status(self, job_id: str | int) -> dict[str, Any] | None:
         """What Label Studio's /job_status wants to know, or `None` where there is no such job."""
-        job = self.get(int(job_id)) if str(job_id).isdecimal() else None
+        text = str(job_id)
+        job = self.get(int(text)) if text.isdecimal() and len(text) < 16 else None  # a number that a database can hold
         if job is None:
             return None
         return {

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from labelstudio_backend.job import LONG, Job, State
 from labelstudio_backend.job_queue import JobQueue, Rows
 from labelstudio_backend.settings import Settings
+from yolonas.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from labelstudio_backend.redis_jobs import RedisJobs
@@ -113,8 +114,10 @@ def open_jobs(settings: Settings) -> Jobs | RedisJobs:
     """The queue that the settings name: in Redis where `YOLONAS_QUEUE` is set, else in the state folder."""
     if settings.queue is None:
         return Jobs(settings.state_dir / "jobs.sqlite", settings.jobs_dir)
-    from labelstudio_backend.redis_jobs import RedisJobs
-
+    try:
+        from labelstudio_backend.redis_jobs import RedisJobs
+    except ModuleNotFoundError as error:
+        raise MissingPackageError("YOLONAS_QUEUE needs RQ: pip install 'yolonas[redis]'") from error
     return RedisJobs.open(settings.queue.get_secret_value(), settings.jobs_dir)
 
 

@@ -12,9 +12,9 @@ import click
 
 from labelstudio_backend.cli import settings_from
 from labelstudio_backend.job_runner import JobRunner
-from labelstudio_backend.jobs import open_jobs
+from labelstudio_backend.jobs import Jobs, open_jobs
 from labelstudio_backend.settings import Settings
-from yolonas.errors import MissingPackageError, YolonasError
+from yolonas.errors import YolonasError
 
 
 def work(job_id: int) -> None:
@@ -47,12 +47,14 @@ def worker(burst: bool, **options: Any) -> None:
         raise YolonasError("a worker takes trainings from a shared queue: set YOLONAS_QUEUE=redis://HOST:6379/0")
     if not settings.can_train:
         raise YolonasError("a worker reads annotations: set YOLONAS_LABEL_STUDIO_URL and YOLONAS_LABEL_STUDIO_TOKEN")
-    try:
-        from redis.exceptions import RedisError
-        from rq import Worker
-    except ModuleNotFoundError as error:
-        raise MissingPackageError("a shared queue needs RQ: pip install 'yolonas[redis]'") from error
-    from labelstudio_backend.redis_jobs import QUEUE, RedisJobs
+    jobs = open_jobs(settings)
+    assert not isinstance(jobs, Jobs)
+    jobs.find(brief=True)  # one sentence, should Redis not answer
+
+    from redis.exceptions import RedisError
+    from rq import Worker
+
+    from labelstudio_backend.redis_jobs import QUEUE
 
     class PoliteWorker(Worker):
         """Passes the wish to end on to the training, which would go on for minutes otherwise."""
@@ -63,10 +65,7 @@ def worker(burst: bool, **options: Any) -> None:
             super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    url = settings.queue.get_secret_value()
-    where = urlsplit(url)
-    jobs = RedisJobs.open(url, settings.jobs_dir)
-    jobs.find(brief=True)  # one sentence, should Redis not answer
+    where = urlsplit(settings.queue.get_secret_value())
     shown = f"{where.hostname}:{where.port or 6379}" if where.hostname else where.path
     click.echo(f"Takes trainings from Redis at {shown}; versions are in {settings.projects_dir}. Ctrl-C ends it.")
     try:

@@ -54,7 +54,9 @@ def test_jobs_are_asked_for_cancelled_and_retried(project: ProjectRegistry, jobs
     assert (again.status_code, again.json()["detail"]) == (409, "job 1 has ended: cancelled")
     assert http.post("/api/jobs/1/retry").json()["state"] == "queued"
     assert http.post("/api/jobs/9/cancel").status_code == 404
-    assert http.post("/api/projects/nobody/train").status_code == 404
+    assert http.post("/api/projects/5-000000/train").status_code == 404
+    for odd in ("/api/projects/..%2Fx/train", f"/api/jobs/{10**30}/cancel", "/api/jobs/x/retry"):
+        assert http.post(odd).status_code in (404, 422)
 
 
 def test_versions_are_rolled_back_and_pinned(project: ProjectRegistry, jobs: Jobs) -> None:
@@ -75,6 +77,7 @@ def test_versions_are_rolled_back_and_pinned(project: ProjectRegistry, jobs: Job
     missing = http.post(f"{path}/rollback", json={"version": 9})
     assert (missing.status_code, "no version v9" in missing.json()["detail"]) == (409, True)
     assert http.post(f"{path}/rollback", json={"version": "x"}).status_code == 422
+    assert http.post(f"{path}/pin", json={"version": 10**300}).status_code == 422
     assert changed == [project.key] * 3
 
 

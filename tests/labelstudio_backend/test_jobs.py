@@ -157,6 +157,7 @@ def test_progress_and_manifest_are_kept_and_an_ended_job_does_not_change(queue: 
     assert (job.state, job.reason) == ("failed", "no boxes")
     assert queue.status("999") is None
     assert queue.status("nonsense") is None
+    assert queue.status("9" * 40) is None
 
 
 def test_the_process_writes_its_own_end_and_the_server_hears_of_it(jobs: Jobs, start: Start) -> None:

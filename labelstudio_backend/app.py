@@ -103,7 +103,7 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
         for leftover in registry.clean():
             logger.info("removed what an interrupted write left: %s", leftover)
         for project in registry.projects():
-            with contextlib.suppress(RegistryError):
+            with contextlib.suppress(RegistryError, OSError):
                 project.retain(settings.keep_versions)
         service.warm()
         if learning is not None:

@@ -77,7 +77,7 @@ class JobRunner:
         self._interrupt(self.jobs.find(states=("running",), brief=True))
 
     def run_one(self, job_id: int) -> None:
-        """Run this queued job here, if it may run, without the thread: to its end, or until `stop` is called.
+        """Run this queued job here, if it may run, without the thread: to its end, or until `interrupt` is called.
 
         For a worker: other jobs of the queue run elsewhere.
         """
@@ -275,10 +275,10 @@ def go_on(jobs: JobQueue, job: Job) -> Job | None:
             jobs.finish(job.id, "cancelled", "cancelled")
         elif fresh.restarts == 0:
             log.warning("job %d was interrupted; it goes on", job.id)
-            jobs.requeue(job.id, "interrupted with the server; goes on", count=True)
+            jobs.requeue(job.id, "interrupted; goes on", count=True)
             return None
         else:
-            jobs.finish(job.id, "failed", "interrupted twice together with the server; retry it")
+            jobs.finish(job.id, "failed", "interrupted twice; retry it once it is known why")
         return jobs.get(job.id)
     finally:
         os.close(lock)

@@ -105,7 +105,10 @@ class Registry:
         for folder in self.root.iterdir() if self.root.is_dir() else ():
             if not folder.is_dir():
                 continue
-            with locked(folder / _LOCK):  # under it files are replaced, and temporary folders are made
+            with (
+                contextlib.suppress(OSError),
+                locked(folder / _LOCK),
+            ):  # under it files are replaced, and temporary folders are made
                 files = [path for path in folder.glob(".*.tmp") if path.is_file()]
                 for path in files:
                     path.unlink()

@@ -143,6 +143,11 @@ class Settings(BaseSettings):
         default="text", description="Log lines for people (text), or one JSON object a line (json)."
     )
 
+    @field_validator("shared_dir", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return None if value == "" else value  # else it would be the working directory
+
     @field_validator("state_dir", "shared_dir")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:

@@ -205,8 +205,12 @@ class _Training:
 
     def _prune(self) -> None:
         """Remove old versions, and old jobs that no version tells about."""
-        for version in self.project.retain(self.settings.keep_versions):
-            log.info("removed the files of %s: %d newer ones are there", version.name, self.settings.keep_versions)
+        keep = self.settings.keep_versions
+        try:
+            for version in self.project.retain(keep):
+                log.info("removed the files of %s: %d newer versions are there", version.name, keep)
+        except OSError as error:
+            log.warning("old versions could not be removed: %s", error)
         made = {version.record.get("job", 0) for version in self.project.versions() if not version.removed}
         self.jobs.prune(self.project.key, keep=made)
 

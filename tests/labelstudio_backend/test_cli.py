@@ -42,6 +42,26 @@ def test_weights_that_cannot_be_had_are_one_sentence() -> None:
     assert "Traceback" not in result.output
 
 
+def test_a_shared_folder_and_a_queue_are_taken_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = read_settings()
+    assert (settings.projects_dir, settings.jobs_dir) == (tmp_path / "projects", tmp_path / "jobs")
+    monkeypatch.setenv("YOLONAS_SHARED_DIR", "")
+    monkeypatch.setenv("YOLONAS_QUEUE", " ")
+    assert (read_settings().shared_dir, read_settings().queue) == (None, None)
+    monkeypatch.setenv("YOLONAS_SHARED_DIR", "/mnt/yolonas")
+    monkeypatch.setenv("YOLONAS_QUEUE", "redis://:secret@host/0")
+    settings = read_settings()
+    assert (settings.projects_dir, settings.jobs_dir) == (Path("/mnt/yolonas/projects"), Path("/mnt/yolonas/jobs"))
+    assert "secret" not in repr(settings)
+    assert "/mnt/yolonas" in "\n".join(describe(settings, "x"))
+    monkeypatch.setenv("YOLONAS_QUEUE", "localhost:6379")
+    result = CliRunner().invoke(main, ["jobs"])
+    assert result.exit_code == 1
+    assert "give the address of Redis with its scheme" in result.output
+
+
 def test_help_lists_both_ways_to_run() -> None:
     result = CliRunner().invoke(main, ["serve", "--help"])
     assert result.exit_code == 0

@@ -86,12 +86,14 @@ def class_names(version: Version) -> tuple[str, ...]:
     """The classes of a version, without a download; raises YolonasError for a file that cannot be read."""
     if version.labels is not None:
         return version.labels
+    from yolonas import checkpoint, weights
+
+    if not version.trained and version.weights in weights.SHIPPED:
+        return checkpoint.load(weights.resolve(version.weights)).model.class_names
     if not version.trained and version.record.get("stamp") is None:  # no file
         from yolonas.model.config import COCO_NAMES
 
         return COCO_NAMES  # what is published is trained on COCO
-    from yolonas import checkpoint
-
     return checkpoint.load(version.weights).model.class_names
 
 

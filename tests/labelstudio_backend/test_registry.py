@@ -17,7 +17,7 @@ import pytest
 from labelstudio_backend.locks import try_lock
 from labelstudio_backend.registry import ProjectRegistry, Registry, project_key
 from labelstudio_backend.settings import UNTRAINED
-from labelstudio_backend.version import RegistryError, Version, load_checkpoint
+from labelstudio_backend.version import RegistryError, Version, class_names, load_checkpoint
 
 HOST, UID = "http://localhost:8080", "5.1795289898"
 
@@ -399,3 +399,8 @@ def test_what_a_kill_left_of_a_removed_version_is_removed_later(project: Project
     half.write_bytes(b"weights")
     assert project.retain(1) == []
     assert not half.exists()
+
+
+def test_start_weights_that_come_with_yolonas_have_their_own_classes(project: ProjectRegistry) -> None:
+    assert class_names(project.ensure_start("yolo_nas_n_bccd", [])) == ("RBC", "WBC", "Platelets")
+    assert len(class_names(project.ensure_start("yolo_nas_s_coco", []))) == 80

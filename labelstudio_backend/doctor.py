@@ -373,13 +373,13 @@ class _Doctor:
         text = f"{count} of {_count(tasks, 'task')} have a prediction of {version}" + (
             f", {others} predictions are of others" if others else ""
         )
-        push = f"yolonas-labelstudio push --project {self.project} makes the rest"
+        push = f"yolonas-labelstudio push --project {self.project}"
         if count >= tasks:
             yield Check("Predictions", "OK", text)
         elif others or (kept is not None and kept.trained):
-            yield Check("Predictions", "WARN", text, push)
+            yield Check("Predictions", "WARN", text, f"{push} makes the rest")
         else:
-            yield Check("Predictions", "OK", f"{text}, the others when they are opened; {push} now")
+            yield Check("Predictions", "OK", f"{text}; the others get theirs when they are opened, or all by `{push}`")
 
     def _order(self, state: Mapping[str, Any]) -> Iterator[Check]:
         if state.get("show_collab_predictions"):

@@ -155,7 +155,7 @@ class _Pusher:
 
     def run(self) -> bool:
         """Predict and store everything; whether it was interrupted."""
-        interrupted, passes = False, 0
+        passes = 0
         try:
             while passes < PASSES:
                 version, again = self.version, self._pass()
@@ -163,8 +163,9 @@ class _Pusher:
                 if not again:
                     break
         except KeyboardInterrupt:
-            interrupted = True
+            self._tell("storing what was predicted")
             self._store()
+            return True
         missing = self._patiently(self._missing)
         self.left = [int(task["id"]) for task in missing]
         # A task that somebody opened while it was predicted, or an import that ended after we had given it up.
@@ -172,7 +173,7 @@ class _Pusher:
             self.total - len(missing)
         ):
             self.client.delete_second_predictions(self.project, self.version)
-        return interrupted
+        return False
 
     def _pass(self) -> bool:
         """Ask for every task that has no prediction of the version; whether there is reason for another pass."""

@@ -140,6 +140,7 @@ def test_an_import_whose_answer_is_lost_is_not_made_twice(studio: FakeStudio, pu
     pushed = push()
     assert pushed.left == []
     assert studio.of_version() == list(range(1, 301))
+    assert studio.calls["DELETE api/predictions/ID"] == 0, "not made, rather than mended"
 
 
 def test_an_import_that_ended_late_leaves_no_doubles(studio: FakeStudio, push: Callable[..., Pushed]) -> None:

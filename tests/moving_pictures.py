@@ -24,9 +24,9 @@ def index_of(image: np.ndarray) -> int:
 
 
 def write_video(path: Path, frames: int = 40, frame: Callable[[int], np.ndarray] = grey, fps: float = FPS) -> Path:
-    """A video of `frame(0)`, `frame(1)` ..., RGB; Motion JPEG in an .avi, MPEG-4 elsewhere."""
+    """A video of `frame(0)`, `frame(1)` ..., RGB; Motion JPEG in an .avi, VP8 in a .webm, MPEG-4 elsewhere."""
     height, width = frame(0).shape[:2]
-    code = cv2.VideoWriter.fourcc(*("MJPG" if path.suffix == ".avi" else "mp4v"))
+    code = cv2.VideoWriter.fourcc(*{".avi": "MJPG", ".webm": "VP80"}.get(path.suffix, "mp4v"))
     writer = cv2.VideoWriter(str(path), code, fps, (width, height))
     assert writer.isOpened()
     for index in range(frames):

@@ -46,7 +46,10 @@ log = logging.getLogger(__name__)
 
 NICENESS = 10  # predictions come first
 CANCEL_SECONDS = 1.0  # how often a training looks whether it is cancelled
-THRESHOLD_BOXES = 20  # with fewer held-out boxes the operating threshold is taken from training images
+# Images that choose the operating threshold: held-out ones, and where those are fewer, training images. On BCCD two
+# held-out images chose 0.725, which saved 15 % of the edits on the test images, 15 of them 0.65 (26 %); with training
+# images 0.575 (29 %) and 0.625 (27 %), where the best were 0.575 and 0.575.
+THRESHOLD_IMAGES = 50
 # Shares of the job's progress at which pulling, fetching and training end.
 PULLED, FETCHED, TRAINED = 0.02, 0.1, 0.9
 
@@ -336,8 +339,8 @@ class _Training:
             result = fine_tune()
         self._continue()
         self._report(TRAINED, "choosing the threshold")
-        known = data.held_out.objects >= THRESHOLD_BOXES
-        sample = data.held_out if known else LabelledImages(data.names, data.train.images[:50])
+        held_out = data.held_out.images
+        sample = LabelledImages(data.names, [*held_out, *data.train.images[: max(0, THRESHOLD_IMAGES - len(held_out))]])
         detector = Detector(result.best, self.settings.device, runtime="torch")
         saved = checkpoint.load(result.best)
         saved.conf = fewest_edits_threshold(sample, predict_dataset(detector, sample))
@@ -351,7 +354,7 @@ class _Training:
             "seconds": round(result.seconds, 1),
             "images_per_second": round(result.images_per_second, 2),
             "threshold": round(saved.conf, 4),
-            "threshold_from": "held-out images" if known else "training images",
+            "threshold_from": f"{len(held_out)} held-out and {len(sample) - len(held_out)} training images",
         }
 
     def _ways(self, data: TrainingData, artefact: Path) -> tuple[list[Way], list[str]]:

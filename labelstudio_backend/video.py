@@ -147,7 +147,9 @@ class Videos:
             for frame, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, str):
                     raise NotReachedError(f"frame {frame.index} of its video: {outcome}")
-                looked.frames.append(dataclasses.replace(outcome, frame=frame.index, time=frame.time, image=None, signals=None))
+                looked.frames.append(
+                    dataclasses.replace(outcome, frame=frame.index, time=frame.time, image=None, signals=None)
+                )
             slowest = max(slowest, time.monotonic() - begin)
         looked.done = True
 

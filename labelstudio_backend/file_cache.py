@@ -45,7 +45,7 @@ class FileCache:
             return None
         return path
 
-    def put(self, key: str, content: bytes) -> Path:
+    def put(self, key: str, content: bytes | bytearray) -> Path:
         """Keep this content; raises OSError."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,8 +64,8 @@ class _Limits:
         setting = f"YOLONAS_{self.name}_MAX_BYTES"
         return MediaError(f"{brief(value)} is larger than {self.most} bytes; raise {setting} to allow it")
 
-    def check_pixels(self, content: bytes, value: str) -> None:
-        if self.pixels is not None and (pixels := image_header.pixels(content)) > self.pixels:
+    def check_pixels(self, content: bytes | bytearray, value: str) -> None:
+        if self.pixels is not None and (pixels := image_header.pixels(bytes(content))) > self.pixels:
             advice = "raise YOLONAS_MEDIA_MAX_PIXELS to allow it"
             raise MediaError(f"{brief(value)} declares {pixels} pixels, more than {self.pixels}; {advice}")
 
@@ -111,7 +111,7 @@ class MediaCache:
             return cached
         with metrics.fetching():
             if value.startswith("data:"):
-                content = self._decode(value, limits)
+                content: bytes | bytearray = self._decode(value, limits)
             else:
                 url, of_label_studio = self._locate(value, task_id, hostname)
                 content = self._download(url, own=of_label_studio, shown=brief(value), limits=limits)
@@ -243,7 +243,7 @@ class MediaCache:
             raise limits.too_large(value)
         return content
 
-    def _download(self, url: str, *, own: bool, shown: str, limits: _Limits) -> bytes:
+    def _download(self, url: str, *, own: bool, shown: str, limits: _Limits) -> bytes | bytearray:
         deadline = time.monotonic() + limits.seconds
         redirects, tries = 0, 2
         while True:
@@ -283,7 +283,7 @@ class MediaCache:
                 f"{shown} could not be fetched: {host(url)} answered {status}; {_advice(status, authorized)}"
             )
 
-    def _body(self, answer: httpx.Response, deadline: float, shown: str, limits: _Limits) -> bytes:
+    def _body(self, answer: httpx.Response, deadline: float, shown: str, limits: _Limits) -> bytes | bytearray:
         if answer.headers.get("content-type", "").startswith("text/html"):
             raise MediaError(f"{shown} is a web page, not an image; check its address, and the token")
         length = answer.headers.get("content-length", "")
@@ -301,7 +301,7 @@ class MediaCache:
                 )
         if not content:
             raise MediaError(f"{shown} is an empty file; upload it again")
-        return bytes(content)
+        return content  # no copy: a video is large
 
     def _redirected(self, url: str, location: str, *, own: bool, shown: str, redirects: int) -> str:
         """Where a redirect leads, if it may be followed.

@@ -383,10 +383,10 @@ class Service:
         data = asked.tasks[video.task].get("data") or {}
         try:
             file = self.media.fetch(video.value, task_id=asked.number(video.task), hostname=asked.hostname, video=True)
-            frames = self.videos.look(file, f"{served.name} {conf}", model.names, detect, asked.deadline)
+            looked = self.videos.look(file, f"{served.name} {conf}", model.names, detect, asked.deadline)
             rates = [control.frames_per_second(data) for control, _ in used]
             found = [
-                tracks(frames, file, control, label_map, rate=rate, default_threshold=default)
+                tracks(looked, control, label_map, rate=rate, default_threshold=default)
                 for (control, label_map), rate in zip(used, rates, strict=True)
             ]
             return [region for regions in found for region in regions]

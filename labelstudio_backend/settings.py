@@ -113,7 +113,9 @@ class Settings(BaseSettings):
         gt=0,
         description="Frames of a video looked at for each of its seconds; between them tracks are interpolated.",
     )
-    video_max_bytes: int = Field(default=1024**3, ge=1, description="A video file larger than this is refused.")
+    video_max_bytes: int = Field(
+        default=512 * 1024**2, ge=1, description="A video file larger than this is refused; it is fetched into memory."
+    )
     video_seconds: float = Field(default=60.0, gt=0, description="Time-out of one video download.")
 
     train_every: int = Field(

@@ -46,10 +46,20 @@ class NotReachedError(YolonasError):
 
 @dataclass
 class Looked:
-    """What was found in a video so far: its frames in order, and whether they are all."""
+    """What was found in a video so far: its frames in order, and whether they are all.
 
+    fps and count are those that the file declares; a count of 0 is not known.
+    """
+
+    fps: float
+    count: int
     frames: list[Detections] = field(default_factory=list)  # with index and time
     done: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """How long the video is."""
+        return max(self.count, self.next) / self.fps
 
     @property
     def next(self) -> int:
@@ -74,24 +84,22 @@ class Looked:
         with atomic_file(path) as stream:
             np.savez_compressed(stream, **arrays)
 
-    @classmethod
-    def load(cls, path: Path, names: Sequence[str]) -> Looked:
-        """What `save` wrote; nothing yet where there is no such file, or it is damaged."""
+    def load(self, path: Path, names: Sequence[str]) -> None:
+        """Take in what `save` wrote; nothing where there is no such file, or it is damaged."""
         try:
             with np.load(path, allow_pickle=False) as stored:
                 height, width = (int(side) for side in stored["size"])
                 ends = np.cumsum(stored["count"])[:-1]
                 parts = (np.split(stored[key], ends) for key in ("boxes", "scores", "labels"))
-                frames = [
+                self.frames = [
                     Detections(boxes, scores, labels, tuple(names), (height, width), frame=int(index), time=float(at))
                     for boxes, scores, labels, index, at in zip(*parts, stored["frame"], stored["time"], strict=True)
                 ]
-                return cls(frames, bool(stored["done"]))
+                self.done = bool(stored["done"])
         except FileNotFoundError:
-            return cls()
+            pass
         except Exception as error:  # whatever a file that was cut makes zipfile and NumPy raise
             logger.warning("%s is damaged, so its video is looked at anew: %s", path, error)
-            return cls()
 
 
 class Videos:
@@ -102,8 +110,8 @@ class Videos:
         self._settings = settings
         self._turn = threading.Lock()
 
-    def look(self, file: Path, model: str, names: Sequence[str], detect: Detect, deadline: float) -> list[Detections]:
-        """Detections of the frames looked at, in order, with their index and time.
+    def look(self, file: Path, model: str, names: Sequence[str], detect: Detect, deadline: float) -> Looked:
+        """What there is in a whole video, as far as some frames of each second tell.
 
         file: the video; model: names what `detect` gives, and so what was found before; names: the model's classes;
         detect: detections of a batch of frames, or reasons why there are none; deadline: of time.monotonic(). Raises
@@ -112,14 +120,14 @@ class Videos:
         if not is_video(file):
             raise MediaError("its video is in no format that a browser plays; use MP4 (H.264) or WebM")
         video = Video(file)
-        total, fps = video.frame_count(), video.frame_rate()
-        stride = max(1, round(fps / self._settings.video_rate))
-        identity = f"{file.name} {file.stat().st_size} {model} {stride} {self._settings.iou}"
+        looked = Looked(video.frame_rate(), video.frame_count() or 0)
+        stride = max(1, round(looked.fps / self._settings.video_rate))
+        identity = f"{file} {file.stat().st_size} {model} {stride} {self._settings.iou}"
         kept = self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
         if not self._turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise NotReachedError("its video waits for another one; asked again, it has its turn")
         try:
-            looked = Looked.load(kept, names)
+            looked.load(kept, names)
             before = looked.next
             try:
                 if not looked.done:
@@ -131,10 +139,10 @@ class Videos:
             self._turn.release()
         if not looked.done:
             raise NotReachedError(
-                f"its video was looked at up to frame {looked.next} of {total or 'an unknown number'} in "
+                f"its video was looked at up to frame {looked.next} of {looked.count or 'an unknown number'} in "
                 f"{self._settings.predict_seconds:g} s (YOLONAS_PREDICT_SECONDS); asked again, it goes on from there"
             )
-        return looked.frames
+        return looked
 
     def _go_on(self, video: Video, looked: Looked, stride: int, detect: Detect, deadline: float) -> None:
         slowest = 0.0
@@ -147,9 +155,8 @@ class Videos:
             for frame, outcome in zip(batch, outcomes, strict=True):
                 if isinstance(outcome, str):
                     raise NotReachedError(f"frame {frame.index} of its video: {outcome}")
-                looked.frames.append(
-                    dataclasses.replace(outcome, frame=frame.index, time=frame.time, image=None, signals=None)
-                )
+                plain = dataclasses.replace(outcome, image=None, signals=None)
+                looked.frames.append(dataclasses.replace(plain, frame=frame.index, time=frame.time))
             slowest = max(slowest, time.monotonic() - begin)
         looked.done = True
 
@@ -197,15 +204,14 @@ def lowest_score(controls: Iterable[Control], default_threshold: float) -> float
 
 
 def tracks(
-    frames: Sequence[Detections],
-    file: Path,
+    looked: Looked,
     control: Control,
     label_map: LabelMap,
     *,
     rate: float,
     default_threshold: float,
 ) -> list[dict[str, Any]]:
-    """Label Studio regions of the tracks in the frames that were looked at of a video file.
+    """Label Studio regions of the tracks in a video that was looked at.
 
     A track begins with a box above the lowest threshold of the control, and is shown if one of its boxes is above the
     threshold of its label. rate: frames per second that Label Studio counts, whatever those of the file;
@@ -213,12 +219,10 @@ def tracks(
     """
     from yolonas.inference.tracker import Tracker
 
-    video = Video(file)
-    fps = video.frame_rate()
     high = control.lowest_threshold(default_threshold)
-    tracker = Tracker(high, min(LOW, high), max_lost=round(LOST_SECONDS * fps))
+    tracker = Tracker(high, min(LOW, high), max_lost=round(LOST_SECONDS * looked.fps))
     known = np.array(sorted(label_map.to_label), np.int64)
-    found = [tracker.update(frame[np.isin(frame.labels, known)]) for frame in frames]
+    found = [tracker.update(frame[np.isin(frame.labels, known)]) for frame in looked.frames]
     best: dict[int, float] = {}
     label_of: dict[int, int] = {}
     for frame in found:
@@ -234,10 +238,8 @@ def tracks(
             kept = frame[np.isin(_numbers(frame), shown)]
             counted.append(dataclasses.replace(kept, frame=number))
     last = counted[-1].frame or 0 if counted else 0
-    seconds = (video.frame_count() or 0) / fps
-    return to_video_rectangle(
-        counted, control, label_map, fps=rate, frame_count=max(math.ceil(seconds * rate - 1e-6), last + 1)
-    )
+    total = max(math.ceil(looked.seconds * rate - 1e-6), last + 1)
+    return to_video_rectangle(counted, control, label_map, fps=rate, frame_count=total)
 
 
 def _numbers(frame: Detections) -> npt.NDArray[np.int64]:

@@ -197,7 +197,7 @@ def test_a_long_video_takes_several_requests(tmp_path: Path, film: Path, monkeyp
     assert "up to frame 15 of 40" in said[0]  # eight frames, each second one; eight more would be too late
     assert "up to frame 31 of 40" in said[1]
     assert "goes on from there" in said[1]
-    frames = Videos(settings).look(film, "v0", Colours.names, clock.detect, clock.now + 17)
+    frames = Videos(settings).look(film, "v0", Colours.names, clock.detect, clock.now + 17).frames
     assert clock.looked == FRAMES / 2  # each frame once
     assert [frame.frame for frame in frames] == list(range(0, FRAMES, 2))
     for frame in frames:
@@ -217,7 +217,7 @@ def test_a_damaged_file_of_findings_costs_only_time(
     kept.write_bytes(kept.read_bytes()[:200])
     found = videos.look(film, "v0", Colours.names, clock.detect, later)
     assert "is damaged" in caplog.text
-    assert [len(frame) for frame in found] == [len(frame) for frame in expected]
+    assert [len(frame) for frame in found.frames] == [len(frame) for frame in expected.frames]
     assert clock.looked == FRAMES
 
 

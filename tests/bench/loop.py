@@ -1,7 +1,10 @@
-"""What the loop saves: a simulated annotator labels BCCD's training images in rounds, and its work is counted.
+"""What the loop saves: a simulated annotator labels a data set in rounds, and its work is counted.
 
-python tests/bench/loop.py [--mode direct|backend|real] [--only STRATEGY SEED] [--seeds 3] [--jobs 1]
+python tests/bench/loop.py [--data bccd|parts] [--mode direct|backend|real] [--only STRATEGY SEED] [--seeds 3]
 python tests/bench/loop.py --table
+
+The data are BCCD's training images, with all that people missed in them, or as many drawn ones of metal parts, whose
+labels are exact; the test images are others of the same kind.
 
 `backend` goes through `yolonas-labelstudio serve` and the small Label Studio of the tests, `real` through a real one:
 predictions, annotations and trainings travel as they do for people. `direct` has the same split, gate, choice of images
@@ -35,6 +38,9 @@ from measuring import REPOSITORY, processor_slug
 
 VARIANT, SIZE, SECONDS = "n", 320, 40.0
 COUNTS = (10, 25, 50, 85, 123, 164, 205)  # images labelled at the end of each round; 123 is 60 %
+DATA = ("bccd", "parts")
+PARTS_TEST = 72  # images, as BCCD has
+CACHE = Path.home() / ".cache" / "yolonas" / "loop-parts"
 STRATEGIES = {
     "direct": ("random", "mix", "uncertainty", "disagreement", "diversity", "balance"),
     "backend": ("default", "random"),  # default: the task scores that the backend gives if nobody sets anything
@@ -42,9 +48,9 @@ STRATEGIES = {
 }
 
 
-def wanted(modes: Sequence[str], seeds: int) -> list[Run]:
+def wanted(data: str, modes: Sequence[str], seeds: int) -> list[Run]:
     """Every run, the first seed of all strategies first, so that a table begun says something about each."""
-    return [Run(mode, strategy, seed) for mode in modes for seed in range(seeds) for strategy in STRATEGIES[mode]]
+    return [Run(data, mode, strategy, seed) for mode in modes for seed in range(seeds) for strategy in STRATEGIES[mode]]
 
 
 def missing(runs: Sequence[Run], rows: Sequence[Row], last: int) -> list[Run]:
@@ -59,10 +65,9 @@ def make(run: Run, shared: Path, counts: Sequence[int], seconds: float) -> Itera
 
     from loop_rounds import label
     from yolonas.data.labelled import LabelledImages
-    from yolonas.data.readers import read_dataset
 
     cv2.setNumThreads(1)
-    pool, test = (read_dataset(shared / "data" / "bccd", split) for split in ("train", "test"))
+    pool, test = read(run.data, shared)
     pool = LabelledImages(pool.names, pool.images[: max(counts)])
     with tempfile.TemporaryDirectory() as folder:
         if run.mode == "direct":
@@ -101,6 +106,23 @@ def make(run: Run, shared: Path, counts: Sequence[int], seconds: float) -> Itera
                 raise
 
 
+def read(data: str, shared: Path) -> tuple[Any, Any]:
+    """The images to label, and those to measure on."""
+    from yolonas.data.labelled import LabelledImages
+    from yolonas.data.readers import read_dataset
+    from yolonas.data.samples import generate
+
+    if data == "bccd":
+        return read_dataset(shared / "data" / "bccd", "train"), read_dataset(shared / "data" / "bccd", "test")
+    file = CACHE / "instances.json"
+    if not file.exists():
+        generate(CACHE, max(COUNTS) + PARTS_TEST)
+    drawn = read_dataset(file)
+    return LabelledImages(drawn.names, drawn.images[:-PARTS_TEST]), LabelledImages(
+        drawn.names, drawn.images[-PARTS_TEST:]
+    )
+
+
 def in_a_process(run: Run, shared: Path, counts: Sequence[int], seconds: float, path: Path) -> str | None:
     """Make a run, adding its rows to `path` as they come; why it failed, or None."""
     command = [sys.executable, __file__, "--run", json.dumps(run), "--shared", str(shared), "--seconds", str(seconds)]
@@ -113,7 +135,7 @@ def in_a_process(run: Run, shared: Path, counts: Sequence[int], seconds: float, 
             if line.startswith("{"):
                 row = json.loads(line)
                 append(path, row)
-                name = f"{run.mode}, {run.strategy}, seed {run.seed}"
+                name = ", ".join(map(str, run))
                 edits = row["moved"] + row["relabelled"] + row["removed"] + row["added"]
                 work = f"{edits} edits for {row['boxes']} boxes"
                 print(
@@ -140,7 +162,7 @@ def forget(path: Path, runs: Sequence[Run]) -> None:
         return
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    kept = [row for row in rows if Run(row["mode"], row["strategy"], int(row["seed"])) not in runs]
+    kept = [row for row in rows if Run(row["data"], row["mode"], row["strategy"], int(row["seed"])) not in runs]
     if len(kept) < len(rows):
         path.unlink()
         for row in kept:
@@ -155,6 +177,7 @@ def commit() -> str:
 def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=DATA, default="bccd")
     parser.add_argument("--mode", action="append", choices=STRATEGIES, help="may be repeated  [direct and backend]")
     parser.add_argument("--only", nargs=2, metavar=("STRATEGY", "SEED"), help="this run")
     parser.add_argument("--seeds", type=int, default=3)
@@ -176,15 +199,15 @@ def main() -> None:
         return
     if (options.seconds != SECONDS or counts != COUNTS) and not options.out:
         raise SystemExit("rows of other rounds or another time belong into a file of their own: give --out")
-    if not (options.shared / "data" / "bccd").exists() and not options.table:
+    if options.data == "bccd" and not (options.shared / "data" / "bccd").exists() and not options.table:
         raise SystemExit(f"{options.shared}/data/bccd is not there: give the folder that holds data/bccd with --shared")
     path = options.out or REPOSITORY / "tests" / "bench" / "results" / f"loop_{processor_slug()}.csv"
     failed = 0
     if not options.table:
         modes = options.mode or ["direct", "backend"]
-        runs = wanted(modes, options.seeds)
+        runs = wanted(options.data, modes, options.seeds)
         if options.only:
-            runs = [Run(mode, options.only[0], int(options.only[1])) for mode in modes]
+            runs = [Run(options.data, mode, options.only[0], int(options.only[1])) for mode in modes]
         todo = missing(runs, read_rows(path), max(counts))
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are there")
         forget(path, todo)
@@ -193,7 +216,7 @@ def main() -> None:
             for run, reason in zip(todo, outcomes, strict=True):
                 if reason is not None:
                     failed += 1
-                    print(f"{run.mode}, {run.strategy}, seed {run.seed} FAILED: {reason}")
+                    print(f"{', '.join(map(str, run))} FAILED: {reason}")
     text = markdown(read_rows(path))
     print(text)
     path.with_suffix(".md").write_text(text)

@@ -12,12 +12,13 @@ from experiment_table import Spread, verdict
 
 COUNTED = ("kept", "moved", "relabelled", "removed", "added")
 COLUMNS = (
-    *("mode", "strategy", "seed", "round", "labelled", "boxes", *COUNTED),
+    *("data", "mode", "strategy", "seed", "round", "labelled", "boxes", *COUNTED),
     *("ap", "ap50", "published", "training_s", "wall_s", "budget_s", "date", "commit", "device"),
 )
 GOAL, FLOOR = 0.6, 0.4  # of the edits of labelling by hand, saved
 LABELS = 0.6  # with this share of the labels a strategy should have random's final AP
 WORDS = ("beats random by two standard errors", "is worse than random by two standard errors")
+DATA = {"bccd": "BCCD: photographs of blood, as people labelled them", "parts": "Drawn metal parts, labelled exactly"}
 MODES = {
     "direct": "in one process",
     "backend": "through the backend and the tests' own Label Studio",
@@ -28,6 +29,7 @@ MODES = {
 class Run(NamedTuple):
     """One way through all images."""
 
+    data: str
     mode: str
     strategy: str
     seed: int
@@ -62,7 +64,7 @@ def read_rows(path: Path) -> list[Row]:
     with path.open(newline="") as file:
         return [
             Row(
-                Run(fields["mode"], fields["strategy"], int(fields["seed"])),
+                Run(fields["data"], fields["mode"], fields["strategy"], int(fields["seed"])),
                 int(fields["labelled"]),
                 int(fields["boxes"]),
                 {name: int(fields[name]) for name in COUNTED},
@@ -87,21 +89,23 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [
         "# The loop",
         "",
-        f"A simulated annotator labels {last} training images of BCCD in rounds, the first by hand. n at 320 px, from "
-        f"random weights, {_listed(row.budget_s for row in rows)} s of training after each round. Means ± standard "
-        f"deviation over the seeds. {_listed(row.date for row in rows)}; "
-        f"commit {_listed(row.commit for row in rows)}; {_listed(row.device for row in rows)}. "
-        "`python tests/bench/loop.py` measured this.",
+        f"A simulated annotator labels {last} images in rounds, the first by hand. n at 320 px, from random weights, "
+        f"{_listed(row.budget_s for row in rows)} s of training after each round. Means ± standard deviation over the "
+        f"seeds. {_listed(row.date for row in rows)}; commit {_listed(row.commit for row in rows)}; "
+        f"{_listed(row.device for row in rows)}. `python tests/bench/loop.py` measured this.",
     ]
-    lines += _work(rows) + _work_by_round(rows)
-    direct = [row for row in rows if row.run.mode == "direct"]
-    return "\n".join([*lines, *_accuracy(direct, last), *_fewer_labels(direct, last)]) + "\n"
+    for data in dict.fromkeys(row.run.data for row in rows):
+        these = [row for row in rows if row.run.data == data]
+        direct = [row for row in these if row.run.mode == "direct"]
+        lines += ["", f"## {DATA[data]}", *_work(these), *_work_by_round(these)]
+        lines += [*_accuracy(direct, last), *_fewer_labels(direct, last)]
+    return "\n".join(lines) + "\n"
 
 
 def _work(rows: Sequence[Row]) -> list[str]:
     lines = [
         "",
-        "## Work for the whole set",
+        "### Work for the whole set",
         "",
         "Box edits: moved (same class, IoU under 0.7), relabelled, removed, added. By hand every box is added. "
         f"Goal: {GOAL:.0%} fewer edits, {FLOOR:.0%} at least.",
@@ -130,7 +134,7 @@ def _work(rows: Sequence[Row]) -> list[str]:
 def _work_by_round(rows: Sequence[Row]) -> list[str]:
     lines = [
         "",
-        "## Work round by round",
+        "### Work round by round",
         "",
         "Share of the edits by hand that was saved on the images of the round, and share of the predicted boxes that "
         "were left as they were.",
@@ -160,7 +164,7 @@ def _accuracy(rows: Sequence[Row], last: int) -> list[str]:
     between = counts[1:-1]
     lines = [
         "",
-        "## Accuracy against labels",
+        "### Accuracy against labels",
         "",
         "AP on the test images in percent after the training on so many labelled images, in one process; all "
         "strategies begin with the same images. The mean is over the rounds in which they differ; the difference is "
@@ -189,7 +193,7 @@ def _fewer_labels(rows: Sequence[Row], last: int) -> list[str]:
     count = min(counts)
     lines = [
         "",
-        f"## With {count} of {last} labels",
+        f"### With {count} of {last} labels",
         "",
         f"AP in percent against that of random with all {last}; goal: the same.",
         "",

@@ -92,7 +92,15 @@ def rows_of(path: Path, mode: str, strategy: str, seed: int, aps: list[float], e
     counts = (10, 60, 100)[:last]
     for number, (count, ap) in enumerate(zip(counts, aps, strict=False)):
         row = dict.fromkeys(COLUMNS, 0) | {"date": "2026-11-22", "commit": "abc", "device": "cpu"}
-        row |= {"mode": mode, "strategy": strategy, "seed": seed, "round": number, "labelled": count, "boxes": 100}
+        row |= {
+            "data": "bccd",
+            "mode": mode,
+            "strategy": strategy,
+            "seed": seed,
+            "round": number,
+            "labelled": count,
+            "boxes": 100,
+        }
         row |= {"ap": ap, "ap50": 2 * ap, "published": 1, "added": edits if number else 100, "kept": 100 - edits}
         loop.append(path, row)
 
@@ -122,17 +130,17 @@ def test_runs_that_are_whole_are_not_made_again(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     rows_of(path, "direct", "random", 0, [0.1, 0.2, 0.3], 50)
     rows_of(path, "direct", "mix", 0, [0.1, 0.2], 50, last=2)
-    runs = [Run("direct", "random", 0), Run("direct", "mix", 0), Run("direct", "mix", 1)]
+    runs = [Run("bccd", "direct", "random", 0), Run("bccd", "direct", "mix", 0), Run("bccd", "direct", "mix", 1)]
     todo = loop.missing(runs, read_rows(path), 100)
     assert todo == runs[1:]
     loop.forget(path, todo)
     with path.open() as file:
         assert [row["strategy"] for row in csv.DictReader(file)] == ["random"] * 3
-    loop.forget(path, [*runs, Run("direct", "random", 0)])
+    loop.forget(path, [*runs, Run("bccd", "direct", "random", 0)])
     assert not path.exists()
-    assert loop.missing(loop.wanted(["direct", "backend"], 3), [], 205)[:2] == [
-        Run("direct", "random", 0),
-        Run("direct", "mix", 0),
+    assert loop.missing(loop.wanted("bccd", ["direct", "backend"], 3), [], 205)[:2] == [
+        Run("bccd", "direct", "random", 0),
+        Run("bccd", "direct", "mix", 0),
     ]
 
 
@@ -155,11 +163,14 @@ def test_in_one_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "strategy"), [("backend", "default"), ("backend", "random"), ("direct", "mix")])
-def test_a_run(shared: Path, tmp_path: Path, mode: str, strategy: str) -> None:
+@pytest.mark.parametrize(
+    "run",
+    [Run("bccd", "backend", "default", 0), Run("bccd", "direct", "mix", 0), Run("parts", "backend", "random", 0)],
+)
+def test_a_run(shared: Path, tmp_path: Path, run: Run) -> None:
     path = tmp_path / "rows.csv"
-    reason = loop.in_a_process(Run(mode, strategy, 0), shared, (5, 10), 4.0, path)
+    reason = loop.in_a_process(run, shared, (5, 10), 4.0, path)
     assert reason is None, reason
     rows = read_rows(path)
     assert [row.labelled for row in rows] == [5, 10]
-    assert "10 training images" in markdown(rows)
+    assert "labels 10 images" in markdown(rows)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import multiprocessing
 import os
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -122,3 +124,19 @@ def test_what_was_used_lately_is_left_alone_but_not_without_limit(
     paths = [cache.put(str(number), b"x" * 100) for number in range(20)]
     assert all(path.exists() for path in paths[-4:])
     assert held(tmp_path) <= 500
+
+
+def test_a_change_waits_for_the_one_of_another_process(tmp_path: Path) -> None:
+    cache = FileCache(tmp_path, BOUND)
+    cache.put("a", b"x")
+    lock = os.open(tmp_path / ".lock", os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    writer = threading.Thread(target=cache.put, args=("b", b"y"))
+    writer.start()
+    writer.join(0.3)
+    assert writer.is_alive()
+    assert not cache.path("b").exists()
+    assert cache.get("a") is not None, "reading waits for nobody"
+    os.close(lock)
+    writer.join(30)
+    assert cache.path("b").read_bytes() == b"y"

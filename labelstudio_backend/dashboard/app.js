@@ -24,6 +24,12 @@ function route() {
   return only ? { kind: "projects", id: state.overview.projects[0].key } : { kind: "overview" };
 }
 
+function contentWidth() {
+  const { clientWidth } = $("main");
+  const { paddingLeft, paddingRight } = getComputedStyle($("main"));
+  return Math.floor(clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight));
+}
+
 async function get(path) {
   const signal = AbortSignal.any([asking.signal, AbortSignal.timeout(15000)]);
   const answer = await fetch(`api/${path}`, { headers: { Accept: "application/json" }, cache: "no-store", signal });
@@ -74,7 +80,7 @@ function pause() {
 }
 
 function render() {
-  state.width = $("main").clientWidth;
+  state.width = contentWidth();
   const { kind, id } = route();
   const connection = connectionLine(state, failures);
   patch($("connection"), h("p", { id: "connection", class: `connection ${connection.tone}` }, h("span", { class: "dot", "aria-hidden": "true" }), connection.text));
@@ -186,7 +192,7 @@ addEventListener("hashchange", () => {
 let resizing = 0;
 addEventListener("resize", () => {
   cancelAnimationFrame(resizing);
-  resizing = requestAnimationFrame(() => state.width !== $("main").clientWidth && render());
+  resizing = requestAnimationFrame(() => state.width !== contentWidth() && render());
 });
 // An image that cannot be had is said so, and not shown as a broken one.
 document.addEventListener("error", (event) => event.target.matches?.(".shot image") && event.target.closest(".shot").classList.add("gone"), true);

@@ -234,7 +234,7 @@ function versionRows(state, project, version) {
   const short = `v${version.number}`;
   const actions = version.current
     ? version.pinned ? button(state, "Unpin", "unpin", data, `Unpin ${short}`) : version.trained && button(state, "Pin", "pin", data, `Pin ${short}`)
-    : !version.removed && button(state, "Serve this", "rollback", data, `Serve ${short}`);
+    : !version.removed && button(state, "Serve", "rollback", data, `Serve ${short}`);
   const row = h("tr", { "data-key": id, class: version.current && "current" },
     h("th", { scope: "row" }, h("button", { type: "button", class: "fold", "data-action": "toggle", "data-id": id, "aria-expanded": String(open), "aria-label": `Details of ${short}` }, h("span", { class: "arrow", "aria-hidden": "true" }), short)),
     h("td", null, version.current ? badge("good", "●", version.pinned ? "serves, pinned" : "serves") : version.removed ? badge("plain", "–", "files removed") : version.candidate ? badge("waiting", "○", "candidate") : ""),
@@ -265,11 +265,11 @@ function versionDetails(version) {
   ].filter(Boolean);
   const classes = version.per_class.map(({ label, before, after }) => {
     const { text, tone } = change(before, after);
-    return h("tr", null, h("th", { scope: "row" }, h("bdi", null, label)), number(decimal(before)), number(decimal(after)), number(text, tone));
+    return h("tr", null, h("th", { scope: "row" }, h("bdi", null, label)), number(decimal(before), "extra"), number(decimal(after)), number(text, tone));
   });
   return [
     h("dl", { class: "details" }, facts.map(([term, value]) => h("div", null, h("dt", null, term), h("dd", null, value)))),
-    classes.length > 0 && table(`AP of v${version.number} by class`, [["Class"], [`Before (${versionOf(version.base)})`, "number"], ["AP", "number"], ["Change", "number"]], classes),
+    classes.length > 0 && table(`AP of v${version.number} by class`, [["Class"], [`Before (${versionOf(version.base)})`, "number extra"], ["AP", "number"], ["Change", "number"]], classes),
   ];
 }
 
@@ -288,11 +288,11 @@ function rounds(state, project) {
   });
   const rows = all.map((one) => h("tr", null,
     h("th", { scope: "row" }, one.name ? versionOf(one.name) : "before the first"),
-    number(whole(one.tasks)), number(percent(one.acceptance)), number(whole(one.moved)), number(whole(one.relabelled)), number(whole(one.removed)), number(whole(one.added)),
+    number(whole(one.tasks)), number(percent(one.acceptance)), [one.moved, one.relabelled, one.removed, one.added].map((count) => number(whole(count), "extra")),
     number(one.tasks ? decimal(one.edits / one.tasks, 1) : "–"), number(one.seconds === null ? "–" : duration(one.seconds))));
   return section("work", "What people change", chart,
     h("p", { class: "soft" }, "By the version that served when the task was submitted. A box counts as left where its class is the same and it hardly moved."),
-    table("Work by round", [["While"], ["Tasks", "number"], ["Left", "number"], ["Moved", "number"], ["Relabelled", "number"], ["Removed", "number"], ["Added", "number"], ["Edits a task", "number"], ["Time a task", "number"]], rows));
+    table("Work by round", [["While"], ["Tasks", "number"], ["Left", "number"], ["Moved", "number extra"], ["Relabelled", "number extra"], ["Removed", "number extra"], ["Added", "number extra"], ["Edits a task", "number"], ["Time a task", "number"]], rows));
 }
 
 // -- what to label next ------------------------------------------------------------------------------------------------------

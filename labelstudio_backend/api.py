@@ -81,6 +81,7 @@ class Api:
         self._jobs, self._overview, self._quick = jobs, overview, quick
         self._thumbnails: OrderedDict[tuple[str, int], bytes] = OrderedDict()
         self._drawing = ThreadPoolExecutor(THUMBNAIL_THREADS, "thumbnail")
+        self._queue_problem: str | None = None
         self._records: dict[Path, tuple[int, Version]] = {}
         self.router = APIRouter(prefix="/api")
         self._add_routes(self.router)
@@ -131,7 +132,7 @@ class Api:
 
     def projects(self) -> dict[str, Any]:
         """All projects in brief, and the jobs that run or wait."""
-        active = [] if self._jobs is None else self._jobs.find(states=("running", "queued"))
+        active = self._look_up(states=("running", "queued"))
         return {
             "server": {
                 "version": metadata.version("yolonas"),
@@ -176,6 +177,8 @@ class Api:
         problems = [{"text": text, "count": 1, "last": seen.when} for text in seen.problems]
         if seen.error is not None:
             problems.insert(0, {"text": seen.error, "count": 1, "last": None})
+        if self._queue_problem is not None:
+            problems.append({"text": f"Trainings cannot be seen: {self._queue_problem}", "count": 1, "last": None})
         if self._settings.label_studio_url == "":
             text = (
                 "This backend does not know Label Studio's address, so it cannot train: set YOLONAS_LABEL_STUDIO_URL "
@@ -239,11 +242,21 @@ class Api:
 
     def jobs(self, project: str | None = None) -> dict[str, Any]:
         """The latest jobs, newest first."""
-        if self._jobs is None:
-            return {"jobs": []}
-        latest = self._jobs.find(project, brief=True)[-JOBS_SHOWN:]
-        active = {job.id: job for job in self._jobs.find(project, states=("running",))}
+        latest = self._look_up(project, brief=True)[-JOBS_SHOWN:]
+        active = {job.id: job for job in self._look_up(project, states=("running",))}
         return {"jobs": [_job(active.get(job.id, job)) for job in reversed(latest)]}
+
+    def _look_up(self, *arguments: Any, **options: Any) -> list[Job]:
+        """Jobs, or none where there is no queue, or it does not answer: versions and labels are shown all the same."""
+        if self._jobs is None:
+            return []
+        try:
+            found = self._jobs.find(*arguments, **options)
+        except YolonasError as error:
+            self._queue_problem = redact(str(error))
+            return []
+        self._queue_problem = None
+        return found
 
     def job(self, number: int) -> dict[str, Any]:
         """One job with the end of its log."""

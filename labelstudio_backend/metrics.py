@@ -155,7 +155,8 @@ class _State(Collector):
             yield _gauge("yolonas_reconcile_last_success_timestamp_seconds", text, when)
         yield from self._versions()
         if self._jobs is not None:
-            yield from _jobs(self._jobs)
+            with contextlib.suppress(YolonasError):  # a shared queue that is away: the others are told all the same
+                yield from _jobs(self._jobs)
 
     def _versions(self) -> Iterator[Metric]:
         info = GaugeMetricFamily(

@@ -177,11 +177,13 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     @app.post("/predict", **openapi.ROUTES["/predict"])
     async def predict(request: Request) -> Response:
         nonlocal predicting
-        body = await request.body()
-        if predicting >= PREDICT_THREADS:
-            return _json(503, {"error": f"{predicting} requests are being worked on; ask again later"})
-        predicting += 1
         gone: Future[None] = Future()
+        if predicting >= PREDICT_THREADS:
+            gone.set_result(None)  # nothing is computed, but what a batch action asks is noted, to be made up for
+            await answer(quick, lambda parsed: service.predict(parsed, gone), request)
+            return _json(503, {"error": f"{predicting} requests are being worked on; ask again later"})
+        body = await request.body()
+        predicting += 1
         work = asyncio.get_running_loop().run_in_executor(
             slow, copy_context().run, _answer, lambda parsed: service.predict(parsed, gone), body
         )

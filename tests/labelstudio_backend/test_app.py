@@ -23,8 +23,11 @@ import pytest
 import uvicorn
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from labelstudio_backend.app import Learning, create_app
+from labelstudio_backend.owed import Owed
+from labelstudio_backend.service import Service
 from labelstudio_backend.settings import UNTRAINED, Settings
 from yolonas.inference.detections import Detections
 
@@ -326,6 +329,29 @@ def test_what_the_client_has_given_up_on_is_not_computed(
         (result,) = http.post("/predict", json=predict_body(1, first=99)).json()["results"]
     assert result["result"]
     assert model.seen == [0, 99]
+
+
+def test_a_batch_action_on_top_of_too_many_requests_is_refused_at_once_and_owed(
+    server: Callable[..., tuple[str, FastAPI]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labelstudio_backend.app.PREDICT_THREADS", 1)
+    model = GatedModel()
+    url, app = server(model)
+    service: Service = app.state.service
+    service.settings = service.settings.model_copy(
+        update={"label_studio_url": "http://ls", "label_studio_token": SecretStr("x")}
+    )
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=20) as http:
+        try:
+            first = pool.submit(http.post, "/predict", json=predict_body(1))
+            assert model.began.wait(20)
+            assert http.post("/predict", json=predict_body(3, first=50)).status_code == 503
+        finally:
+            model.may_go_on.set()
+        assert first.result().json()["results"][0]["result"]
+    (project,) = service.registry.projects()
+    assert Owed(project).due() == {50, 51, 52}
+    assert model.seen == [0]
 
 
 def test_an_untrained_network_end_to_end(tmp_path: Path) -> None:

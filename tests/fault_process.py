@@ -30,10 +30,11 @@ from labelstudio_backend.app import create_app
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.gate import Verdict
 from labelstudio_backend.jobs import Jobs
-from labelstudio_backend.registry import CHECKPOINT, ProjectRegistry, Version
+from labelstudio_backend.registry import ProjectRegistry
 from labelstudio_backend.serving import Way
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.training_data import TrainingData
+from labelstudio_backend.version import CHECKPOINT, Version
 from yolonas.inference.detections import Detections
 
 FOLDER = Path(os.environ.get("FAULTS_FOLDER", "."))

@@ -24,9 +24,11 @@ from fake_label_studio import FakeLabelStudio
 from labelstudio_backend import local_label_studio
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.corrections import corrections, manifest
-from labelstudio_backend.jobs import Job, Jobs
+from labelstudio_backend.job import Job
+from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.local_label_studio import Process
-from labelstudio_backend.registry import CHECKPOINT, ProjectRegistry, Registry
+from labelstudio_backend.registry import ProjectRegistry, Registry
+from labelstudio_backend.version import CHECKPOINT
 
 HERE = Path(__file__).resolve().parent
 CONFIG = (

@@ -21,8 +21,9 @@ from labelstudio_backend.acquisition import (
     reasons,
     regions_disagreement,
 )
-from labelstudio_backend.registry import ProjectRegistry, Registry, Version
+from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.signal_store import SignalStore
+from labelstudio_backend.version import Version
 from yolonas.active_learning import BACKGROUND, STRATEGIES, ImageSignals, class_doubt
 from yolonas.inference.detections import Detections
 from yolonas.labelstudio import LabelMap

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from labelstudio_backend.media import MediaCache
-from labelstudio_backend.registry import Registry, Version
+from labelstudio_backend.registry import Registry
 from labelstudio_backend.service import Service, describe_mapping, served_controls
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.tag_weights import find
+from labelstudio_backend.version import Version
 from yolonas.errors import WeightsError
 from yolonas.inference.detections import Detections
 

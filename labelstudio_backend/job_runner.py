@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from labelstudio_backend.job import FINAL, IN_VAIN, STOPPED, Job, tidy
-from labelstudio_backend.job_queue import JobQueue, QueueError, ended_at
+from labelstudio_backend.job_queue import JobQueue, QueueError, ended_at, may_run
 from labelstudio_backend.locks import try_lock
 
 log = logging.getLogger(__name__)
@@ -81,18 +81,16 @@ class JobRunner:
 
         For a worker: other jobs of the queue run elsewhere.
         """
-        if (lock := self._lock(job_id)) is None:
-            return  # it runs already
-        try:  # locked before it is marked as running, or another machine would take it for dead
-            job = self.jobs.claim(None, job_id=job_id)
-            if job is None:
-                return
-            self._spawn(job, lock)
+        lock = self._start(job_id, None)
+        if lock is None:
+            return
+        try:
             while (child := self._children.get(job_id)) is not None and not self._stopping.is_set():
                 with contextlib.suppress(QueueError):  # away for a while: the process goes on
-                    self._watch(self.jobs.get(job_id) or job, child)
+                    if (job := self.jobs.get(job_id)) is not None:
+                        self._watch(job, child)
                 time.sleep(self._poll_seconds)
-            if job_id in self._children:
+            if job_id in self._children and (job := self.jobs.get(job_id)) is not None:
                 self._interrupt([job])
         finally:  # until the end is written down, too
             os.close(lock)
@@ -152,11 +150,9 @@ class JobRunner:
         for job_id, child in list(self._children.items()):
             if (mine := self.jobs.get(job_id)) is not None:
                 self._watch(mine, child)
-        while not self._stopping.is_set() and (claimed := self.jobs.claim(self._parallel)) is not None:
-            lock = self._lock(claimed.id)
-            self._spawn(claimed, lock)
-            if lock is not None:
-                os.close(lock)
+        for ready in may_run(self.jobs.find(states=("queued", "running"), brief=True)):
+            if not self._stopping.is_set() and (lock := self._start(ready.id, self._parallel)) is not None:
+                os.close(lock)  # its process has it
 
     def _watch(self, job: Job, child: subprocess.Popen[bytes]) -> None:
         """See whether the job's process ended, or has to."""
@@ -172,11 +168,23 @@ class JobRunner:
             else:  # by its own hand: its process wrote the outcome itself
                 self._ended(fresh)
 
-    def _spawn(self, job: Job, lock: int | None) -> None:
+    def _start(self, job_id: int, parallel: int | None) -> int | None:
+        """Start a job that may run; returns its lock, which the caller has to close, None where it may not."""
+        if (lock := self._lock(job_id)) is None:
+            return None  # it runs already
+        try:  # locked before it is marked as running, or another server would take it for dead
+            if (job := self.jobs.claim(parallel, job_id=job_id)) is not None:
+                self._spawn(job, lock)
+                return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+        return None
+
+    def _spawn(self, job: Job, lock: int) -> None:
         folder = self.jobs.folder(job.id)
         try:
-            if lock is None:
-                raise OSError(f"the lock {folder / 'lock'} is held by another process")
             # The child inherits the locked descriptor, so the job is never running without its lock being held.
             with (folder / "log.txt").open("ab") as out:
                 child = subprocess.Popen(

@@ -313,11 +313,11 @@ def test_a_job_that_was_told_to_end_by_others_goes_on_without_a_crash_counted(
 def test_an_error_nobody_thought_of_does_not_end_the_thread(
     jobs: Jobs, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jobs, "claim", lambda parallel: 1 / 0)
+    monkeypatch.setattr(jobs, "claim", lambda parallel, job_id: 1 / 0)
+    job_id = jobs.enqueue("a", "x")
     runner = start(finishing(jobs))
     time.sleep(0.3)
     monkeypatch.undo()
-    job_id = jobs.enqueue("a", "x")
     wait(lambda: state(jobs, job_id) == "succeeded")
     assert runner._thread.is_alive()
 
@@ -420,3 +420,17 @@ def test_a_listener_that_raises_does_not_stop_the_queue(jobs: Jobs, start: Start
     wait(lambda: state(jobs, first) == "failed")
     second = jobs.enqueue("a", "x")
     wait(lambda: state(jobs, second) == "failed")
+
+
+def test_two_servers_of_one_queue_run_each_job_once(jobs: Jobs, start: Start) -> None:
+    ids = [jobs.enqueue(f"project {number}", "x") for number in range(6)]
+    done = finishing(jobs)
+
+    def counting(job: Job) -> str:
+        return f"open({str(jobs.path.with_name('lives'))!r}, 'a').write('{job.id} ')\n{done(job)}"
+
+    for _ in range(2):
+        start(counting, parallel=3)
+    wait(lambda: {job.state for job in jobs.find()} == {"succeeded"}, 60)
+    assert sorted(map(int, jobs.path.with_name("lives").read_text().split())) == ids
+    assert {job.restarts for job in jobs.find()} == {0}

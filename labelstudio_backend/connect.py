@@ -60,10 +60,9 @@ def label_studio(settings: Settings) -> LabelStudio:
 
 
 def project_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of the commands about one project: --project, --url, and where Label Studio is."""
+    """The options of the commands about one project: its number, and where Label Studio is."""
     options = [
         click.option("--project", type=int, required=True, help="The number in the project's address."),
-        click.option("--url", callback=backend_url, help="The backend's address, as Label Studio reaches it."),
         click.option("--label-studio-url", help="Where Label Studio is, for example http://localhost:8080."),
         click.option(
             "--label-studio-token",
@@ -79,6 +78,7 @@ def project_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @project_options
+@click.option("--url", callback=backend_url, help="The backend's address, as Label Studio reaches it.")
 @click.option("--keep-sampling", is_flag=True, help="Leave the order of the label stream as it is.")
 @click.option("--dry-run", is_flag=True, help="Say what would be changed, and change nothing.")
 def connect(project: int, url: str | None, keep_sampling: bool, dry_run: bool, **options: Any) -> None:

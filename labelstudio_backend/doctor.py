@@ -28,7 +28,7 @@ from labelstudio_backend.backend import (
 )
 from labelstudio_backend.cli import settings_from
 from labelstudio_backend.client import RESERVED_ADVICE, LabelStudio, LabelStudioError, jwt_payload
-from labelstudio_backend.connect import SAMPLING, explanation, left_webhooks, missing_of, project_options
+from labelstudio_backend.connect import SAMPLING, backend_url, explanation, left_webhooks, missing_of, project_options
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.registry import Registry
 from labelstudio_backend.settings import Settings
@@ -57,6 +57,7 @@ class Check:
 
 @click.command()
 @project_options
+@click.option("--url", callback=backend_url, help="The backend's address in Label Studio.  [default: that of yolonas]")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of the checks, for programs.")
 def doctor(project: int, url: str | None, as_json: bool, **options: Any) -> None:
     """Check the connection of a Label Studio project to this backend, and say what to do about what is wrong.

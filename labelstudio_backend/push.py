@@ -18,7 +18,7 @@ import click
 from labelstudio_backend.backend import UNREACHABLE, Backend, BackendError, Credentials, find_row
 from labelstudio_backend.cli import settings_from
 from labelstudio_backend.client import PAGE, LabelStudio, LabelStudioError, project_uid
-from labelstudio_backend.connect import label_studio, project_options
+from labelstudio_backend.connect import backend_url, label_studio, project_options
 from yolonas.errors import YolonasError
 
 T = TypeVar("T")
@@ -52,12 +52,12 @@ class Pushed:
 
 @click.command()
 @project_options
+@click.option("--url", callback=backend_url, help="The backend's address from here.  [default: as Label Studio has it]")
 def push(project: int, url: str | None, **options: Any) -> None:
     """Predict all tasks of a project that have no prediction of the version that serves.
 
     For projects that are too large for Label Studio's own batch action, which sends all tasks in one request. It asks
     the running backend, in chunks, and may be stopped by Ctrl-C and started again: what is there is not made twice.
-    --url is the backend's address as reached from here, by default the one that Label Studio has.
     """
     settings = settings_from(**options)
     with label_studio(settings) as client:

@@ -127,7 +127,7 @@ class _Doctor:
                         if here:
                             yield from self._password(row, backend)
                         yield from self._webhook(backend, here)
-                        yield from self._labels(state, row)
+                        yield from self._labels(state, row, backend)
                         yield from self._versions(state, row)
                         yield from self._order(state)
                         yield from self._training(state, backend, here)
@@ -335,7 +335,7 @@ class _Doctor:
         projects = Registry(self.settings.projects_dir).projects()
         return next((v for project in projects for v in project.versions() if v.name == name), None)
 
-    def _labels(self, state: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Check]:
+    def _labels(self, state: Mapping[str, Any], row: Mapping[str, Any], backend: Backend) -> Iterator[Check]:
         from labelstudio_backend.service import served_controls
 
         name, version = "Labels", self._version(row)
@@ -346,10 +346,7 @@ class _Doctor:
                 yield Check(name, "FAIL", text, "add one under Settings > Labeling Interface")
                 return
             if version is None:
-                text = (
-                    f"{row.get('model_version')} is not in {self.settings.state_dir}, so its classes are not known here"
-                )
-                yield Check(name, "WARN", text, "run doctor where the backend runs, with its YOLONAS_STATE_DIR")
+                yield from self._labels_told(str(row.get("model_version")), backend)
                 return
             names = class_names(version)
         except YolonasError as error:
@@ -357,6 +354,25 @@ class _Doctor:
             return
         for control in controls:
             yield _mapping(control, names, version)
+
+    def _labels_told(self, version: str, backend: Backend) -> Iterator[Check]:
+        """What the backend says of its labels itself, where its state is on another machine."""
+        key = version.removeprefix("yolonas-").rpartition("-v")[0]
+        try:
+            told = backend.call(f"api/projects/{key}")["labels"]
+            controls = [(control["name"], control["labels"]) for control in told["controls"]]
+        except (BackendError, KeyError, TypeError):
+            text = f"{version} is not in {self.settings.state_dir}, so its classes are not known here"
+            yield Check("Labels", "WARN", text, "run doctor where the backend runs, with its YOLONAS_STATE_DIR")
+            return
+        if told.get("problem"):
+            yield Check("Labels", "WARN", str(told["problem"]), "run doctor again once something was predicted")
+            return
+        for name, labels in controls:
+            missing = [label for label in labels if not label["classes"]]
+            text = _share(len(labels) - len(missing), len(labels), name, [label["label"] for label in missing])
+            state: State = "OK" if not missing else "WARN" if len(missing) < len(labels) else "FAIL"
+            yield Check("Labels", state, text, str(missing[0].get("advice") or "") if missing else "")
 
     def _versions(self, state: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Check]:
         """The version that answers = title = project.model_version = that of the predictions."""
@@ -481,11 +497,10 @@ def _mapping(control: Control, names: Sequence[str], version: Version) -> Check:
     own = version.labels is not None  # its classes are the project's labels
     mapping = map_labels(control, names, own=own)
     known = len(control.labels) - len(mapping.unmatched)
-    text = f"{known} of {_count(len(control.labels), 'label')} of <{control.from_name}> are predicted"
+    text = _share(known, len(control.labels), control.from_name, mapping.unmatched)
     if not mapping.unmatched:
         return Check("Labels", "OK", text)
     state: State = "WARN" if known else "FAIL"
-    text += f", not {', '.join(mapping.unmatched)}"
     if own:
         return Check("Labels", state, text, "the version has not learned them: label some, and train")
     first = mapping.unmatched[0]
@@ -500,6 +515,11 @@ def _mapping(control: Control, names: Sequence[str], version: Version) -> Check:
         f'name the classes that mean it: <Label value="{first}" predicted_values="{suggestion}"/>; the model knows '
         f"{', '.join(shown)}{more} (or train on corrected tasks: then the classes are the labels)",
     )
+
+
+def _share(known: int, count: int, name: str, unmatched: Sequence[str]) -> str:
+    text = f"{known} of {_count(count, 'label')} of <{name}> are predicted"
+    return f"{text}, not {', '.join(unmatched)}" if unmatched else text
 
 
 def _failed(name: str, error: YolonasError) -> Check:

@@ -361,6 +361,20 @@ def test_a_version_of_another_machine(bench: Bench, tmp_path: Path) -> None:
     found = bench.problems(state_dir=tmp_path / "other")["Labels"]
     assert f"{bench.version.name} is not in {tmp_path / 'other'}" in found.text
     assert "with its YOLONAS_STATE_DIR" in found.advice
+    labels: list[dict[str, Any]] = [
+        {"label": "car", "classes": ["car"], "advice": None},
+        {"label": "Lorry", "classes": [], "advice": "name a class"},
+    ]
+    backend = bench.studio.backend()
+    backend.labels = {"controls": [{"name": "label", "labels": labels}], "problem": None}
+    found = bench.problems(state_dir=tmp_path / "other")["Labels"]
+    assert found == Check("Labels", "WARN", "1 of 2 labels of <label> are predicted, not Lorry", "name a class")
+    backend.labels["controls"][0]["labels"] = labels[1:]
+    assert bench.problems(state_dir=tmp_path / "other")["Labels"].state == "FAIL"
+    backend.labels["controls"][0]["labels"] = labels[:1]
+    assert bench.examine(state_dir=tmp_path / "other")["Labels"].state == "OK"
+    backend.labels["problem"] = "The model is not loaded yet."
+    assert bench.problems(state_dir=tmp_path / "other")["Labels"].text == "The model is not loaded yet."
 
 
 def test_predictions_of_an_older_version(bench: Bench) -> None:

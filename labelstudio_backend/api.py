@@ -291,7 +291,8 @@ class Api:
 
         project = self._find(key)
         task = next((task for task in self._overview.get(key).next_tasks if task.get("id") == task_id), None)
-        control = next(iter(served_controls(project.label_config)), None)
+        controls = served_controls(project.label_config)
+        control = next((control for control in controls if control.media == "image"), None)
         value = control.task_value(task.get("data") or {}) if task is not None and control is not None else None
         if value is None:
             raise _MissingError(f"task {task_id} is not among those to label next, or has no image")

@@ -342,7 +342,7 @@ class _Doctor:
         try:
             controls = served_controls(state["label_config"])
             if not controls:
-                text = 'the label config has no <RectangleLabels> with labels on an <Image value="$...">'
+                text = 'the label config has no <RectangleLabels> on an <Image value="$...">, nor <VideoRectangle>'
                 yield Check(name, "FAIL", text, "add one under Settings > Labeling Interface")
                 return
             if version is None:
@@ -430,10 +430,12 @@ class _Doctor:
     def _images(self, state: Mapping[str, Any]) -> Iterator[Check]:
         """Some of the images, fetched as for a prediction, into a cache of their own: so really fetched."""
         from labelstudio_backend.service import served_controls
+        from labelstudio_backend.video import checked
         from yolonas.inference.sources import read_image
 
         try:
-            keys = list(dict.fromkeys(control.data_key for control in served_controls(state["label_config"])))
+            controls = served_controls(state["label_config"])
+            keys = list(dict.fromkeys((control.data_key, control.media) for control in controls))
             tasks = self.client.some_tasks(self.project, TRIED_IMAGES)
         except YolonasError as error:
             yield _failed("Images", error)
@@ -447,20 +449,27 @@ class _Doctor:
                 self.settings.model_copy(update={"state_dir": Path(folder)}), self.client, transport=self.transport
             )
             for task in tasks:
-                for key in keys:
+                for key, kind in keys:
                     value = task["data"].get(key)
                     if not isinstance(value, str) or not value:
                         text = f'the data of task {task["id"]} has no text under "{key}", where the label config looks'
-                        yield Check("Images", "FAIL", text, "name the right key in the label config's <Image value>")
+                        yield Check(
+                            "Images", "FAIL", text, f"name the right key in the label config's <{kind.title()} value>"
+                        )
                         continue
+                    video = kind == "video"
                     try:
-                        pixels = read_image(media.fetch(value, task_id=task["id"], hostname=self._hostname()))
+                        file = media.fetch(value, task_id=task["id"], hostname=self._hostname(), video=video)
+                        if video:
+                            count = checked(file).frame_count() or "?"
+                        else:
+                            pixels = read_image(file)
                     except YolonasError as error:
                         failed = _failed("Images", error)
                         yield Check("Images", "FAIL", f"task {task['id']}: {failed.text}", failed.advice)
                         continue
                     fetched += 1
-                    sizes.append(f"{pixels.shape[1]} x {pixels.shape[0]}")
+                    sizes.append(f"{count} frames" if video else f"{pixels.shape[1]} x {pixels.shape[0]}")
             media.close()
         if fetched:
             yield Check(

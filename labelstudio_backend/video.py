@@ -117,9 +117,7 @@ class Videos:
         detect: detections of a batch of frames, or reasons why there are none; deadline: of time.monotonic(). Raises
         NotReachedError when the time is over, MediaError for a file that is no video.
         """
-        if not is_video(file):
-            raise MediaError("its video is in no format that a browser plays; use MP4 (H.264) or WebM")
-        video = Video(file)
+        video = checked(file)
         looked = Looked(video.frame_rate(), video.frame_count() or 0)
         stride = max(1, round(looked.fps / self._settings.video_rate))
         identity = f"{file} {file.stat().st_size} {model} {stride} {self._settings.iou}"
@@ -181,6 +179,13 @@ def _frames(video: Video, first: int, stride: int) -> Iterator[Frame]:
         elif frame.index >= first:
             some = True
             yield frame
+
+
+def checked(file: Path) -> Video:
+    """The video in a file, which FFmpeg may be given. Raises MediaError where it is none."""
+    if not is_video(file):
+        raise MediaError("its video is in no format that a browser plays; use MP4 (H.264) or WebM")
+    return Video(file)
 
 
 def is_video(file: Path) -> bool:

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from labelstudio_backend.video import is_video
+from labelstudio_backend.video import checked
 from yolonas.atomic import atomic_file
 from yolonas.data.label_studio_reader import labelled_image
 from yolonas.data.labelled import LabelledImage
 from yolonas.errors import DataError
 from yolonas.inference._cv2 import cv2
 from yolonas.inference.sources import image_size
-from yolonas.inference.video import Video
 from yolonas.labelstudio import Control
 from yolonas.labelstudio_video import labelled_frames
 
@@ -36,7 +35,7 @@ def keyframe_images(
 
     file: the video; result: of the annotation; controls: VideoRectangle tags on this video; names: the classes; data:
     of the task; stem: the images are written as `<stem>-<frame>.jpg`, and not again where they are; where: begins the
-    lines of errors. A video without keyframes gives nothing. Raises DataError where none of the frames can be read.
+    lines of errors. A video without keyframes gives nothing. Raises YolonasError where none of the frames can be read.
     """
     frames = labelled_frames(result, controls)
     numbers = list(frames)
@@ -44,9 +43,7 @@ def keyframe_images(
         numbers = [numbers[i] for i in np.linspace(0, len(numbers) - 1, MOST_FRAMES).round().astype(int)]
     if not numbers:
         return []
-    if not is_video(file):
-        raise DataError(f"{where}: its video is in no format that a browser plays; use MP4 (H.264) or WebM")
-    video = Video(file)
+    video = checked(file)
     # Label Studio counts by the rate in the label config, the file has its own; its last frame may lie beyond
     scale, last = video.frame_rate() / controls[0].frames_per_second(data), (video.frame_count() or 1 << 62) - 1
     index_of = {number: min(round((number - 1) * scale), last) for number in numbers}

@@ -27,6 +27,7 @@ from labelstudio_backend.connect import MARK, connect_project
 from labelstudio_backend.doctor import Check, examine
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import Settings
+from moving_pictures import write_video
 from studio_transport import BACKEND, CONFIG, TOKEN, UID, URL, FakeBackend, FakeStudio
 
 SECRET = "correct-horse-battery"
@@ -402,6 +403,20 @@ def test_images_that_cannot_be_had(bench: Bench) -> None:
     assert checks[2].text == 'the data of task 9 has no text under "image", where the label config looks'
     bench.studio.tasks.clear()
     assert "Images" not in bench.problems()
+
+
+def test_videos_are_tried_as_videos(bench: Bench, tmp_path: Path) -> None:
+    bench.studio.project["label_config"] = (
+        '<View><Labels name="l" toName="v"><Label value="Person"/></Labels><Video name="v" value="$film"/>'
+        '<VideoRectangle name="box" toName="v"/></View>'
+    )
+    film = write_video(tmp_path / "film.mp4", 8)
+    for task in bench.studio.tasks.values():
+        task["data"] = {"film": "/data/upload/5/film.mp4"}
+    bench.studio.files["data/upload/5/film.mp4"] = film.read_bytes()
+    assert bench.examine()["Images"].text == "3 of 3 tried are fetched and read (8 frames, 8 frames, 8 frames)"
+    bench.studio.files["data/upload/5/film.mp4"] = b"#EXTM3U"
+    assert "no format that a browser plays" in bench.examine()["Images"].text
 
 
 def test_training_that_is_not_possible(bench: Bench) -> None:

@@ -98,6 +98,11 @@ class Harness:
         return self.service.predict({"tasks": tasks, "project": UID, "label_config": config})["results"]
 
 
+@pytest.fixture(autouse=True)
+def _warnings_are_seen(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)  # whatever level other tests have left
+
+
 @pytest.fixture
 def harness(tmp_path: Path) -> Iterator[Harness]:
     harness = Harness(tmp_path)

@@ -25,6 +25,7 @@ from yolonas.active_learning import (
     ImageSignals,
     box_uncertainty,
     disagreement,
+    parts,
     presence,
     rarity,
     values,
@@ -81,7 +82,9 @@ class Acquisition:
         for key, task in tasks.items():
             older = older_regions(task.get("predictions"), version.name)
             differs = None if older is None else regions_disagreement(regions[key], older)
-            found[key] = dataclasses.replace(of_task(signals[key]), disagreement=differs)
+            found[key] = of_task(signals[key])
+            if differs is not None:
+                found[key] = dataclasses.replace(found[key], disagreement=differs)
         store = self._store(project, version, labels)
         ids = {key: task["id"] for key, task in tasks.items() if isinstance(task.get("id"), int)}
         store.add({task: found[key] for key, task in ids.items()})
@@ -119,13 +122,18 @@ def of_control(
 
 
 def of_task(images: Sequence[ImageSignals]) -> ImageSignals:
-    """The signals of a task with several images or controls: all its boxes, and the mean of the features."""
+    """The signals of a task with several images or controls: all its boxes, the mean feature, the worst disagreement.
+
+    Of controls with models of their own the mean features stand one after the other.
+    """
     if len(images) == 1:
         return images[0]
 
     def joined(name: str) -> np.ndarray:
         return np.concatenate([getattr(image, name) for image in images])
 
+    lengths = dict.fromkeys(len(image.feature) for image in images)
+    means = [np.mean([image.feature for image in images if len(image.feature) == n], axis=0) for n in lengths]
     return ImageSignals(
         scores=joined("scores"),
         labels=joined("labels"),
@@ -133,7 +141,8 @@ def of_task(images: Sequence[ImageSignals]) -> ImageSignals:
         entropies=joined("entropies"),
         rivals=joined("rivals"),
         spreads=joined("spreads"),
-        feature=np.mean([image.feature for image in images], axis=0),
+        feature=np.concatenate(means),
+        disagreement=max((i.disagreement for i in images if i.disagreement is not None), default=None),
     )
 
 
@@ -202,11 +211,9 @@ def reasons(
     """Why each image should be labelled, in words: what lifts it most above the middle of the others."""
     if strategy == "random":
         return ["by chance"] * len(signals)
-    names = [name for name in MIX if strategy in ("mix", name)]
-    if not any(s.disagreement is not None for s in signals):
-        names = [name for name in names if name != "disagreement"] or ["uncertainty"]
-    worth = {name: values(signals, labelled, name) for name in names}
-    lifted = {name: MIX[name] * (v - (np.median(v) if len(v) else 0.0)) for name, v in worth.items()}
+    worth = parts(signals, labelled)
+    names = list(worth) if strategy == "mix" else [strategy if strategy in worth else "uncertainty"]
+    lifted = {name: MIX[name] * (worth[name] - (np.median(worth[name]) if signals else 0.0)) for name in names}
     counts = np.zeros(len(labels))
     for image in labelled:
         counts += np.bincount(image.labels, image.scores, len(labels))

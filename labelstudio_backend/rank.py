@@ -146,7 +146,7 @@ def rank_project(
             unseen += 1
             known = _by_scores(prediction["result"], labels)
         older = older_regions(task.get("predictions"), version.name)
-        differs = None if older is None else regions_disagreement(prediction["result"], older)
+        differs = known.disagreement if older is None else regions_disagreement(prediction["result"], older)
         candidates[task["id"]] = prediction
         signals.append(dataclasses.replace(known, disagreement=differs))
     signals, labelled = _with_features(signals, labelled)

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from types import MappingProxyType
@@ -30,6 +30,7 @@ from labelstudio_backend.settings import UNTRAINED, Settings
 from labelstudio_backend.tag_weights import by_weights, problem, start_weights, version_for
 from labelstudio_backend.version import RegistryError, Version
 from labelstudio_backend.video import NotReachedError, Videos, lowest_score, tracks
+from yolonas.active_learning import disagreement, mirrored
 from yolonas.errors import YolonasError
 from yolonas.inference.video import Frame
 from yolonas.labelstudio import (
@@ -327,7 +328,9 @@ class Service:
         looking = {index for image in images for index in image.controls}
         conf = min((controls[index][0].lowest_threshold(default) for index in looking), default=default)
         pictures = [asked.picture(image.task, image.value, self.media) for image in images]
-        for image, outcome in zip(images, self._detect(asked, model, pictures, conf), strict=True):
+        outcomes = self._detect(asked, model, pictures, conf)
+        flips = self._flips(asked, model, images, pictures, outcomes, conf)
+        for image, outcome, flip in zip(images, outcomes, flips, strict=True):
             if outcome is None:
                 asked.not_reached(image.task)
             elif isinstance(outcome, str):
@@ -337,7 +340,32 @@ class Service:
                     control, label_map = controls[index]
                     found[image.task].regions += to_regions(outcome, control, label_map, score_threshold=default)
                     seen = of_control(outcome, label_map, labels, score_threshold=control.lowest_threshold(default))
-                    found[image.task].signals.append(seen)
+                    found[image.task].signals.append(replace(seen, disagreement=flip))
+
+    def _flips(
+        self,
+        asked: Asked,
+        model: Model,
+        images: Sequence[_Image],
+        pictures: Sequence[Picture],
+        outcomes: Sequence[Detections | str | None],
+        conf: float,
+    ) -> list[float | None]:
+        """How far each image differs from its mirror image to the model, where the tasks are to be scored by that.
+
+        It takes a second look, so it is for the strategy that lives on it, and for tasks that nothing was drawn on yet.
+        """
+        flips: list[float | None] = [None] * len(images)
+        if self.acquisition.strategy != "disagreement":
+            return flips
+        seen = {index: one for index, one in enumerate(outcomes) if one is not None and not isinstance(one, str)}
+        new = [index for index in seen if not asked.tasks[images[index].task].get("predictions")]
+        for index, other in zip(
+            new, self._detect(asked, model, [_mirror_image(pictures[index]) for index in new], conf), strict=True
+        ):
+            if other is not None and not isinstance(other, str):
+                flips[index] = disagreement(seen[index], mirrored(other))
+        return flips
 
     def _detect(
         self, asked: Asked, model: Model, pictures: Sequence[Picture], conf: float
@@ -408,6 +436,10 @@ class Service:
             metrics.tasks.labels(kind).inc(times)
             if kind != "late":
                 self.notices.note(asked.project.key, f"No prediction: {reason}", times)
+
+
+def _mirror_image(picture: Picture) -> Picture:
+    return Picture(("mirrored", picture.key), lambda: np.ascontiguousarray(picture.read()[:, ::-1]))
 
 
 def served_controls(label_config: str | None) -> list[Control]:

@@ -235,6 +235,12 @@ def values(
     return _Pool(signals, labelled, seed).values(strategy)
 
 
+def parts(signals: Sequence[ImageSignals], labelled: Sequence[ImageSignals]) -> dict[str, Floats]:
+    """`values` by each strategy of the mix, where it knows anything: why an image is worth labelling."""
+    pool = _Pool(signals, labelled, 0)
+    return {name: pool.values(name) for name in pool.mix}
+
+
 def select(
     signals: Sequence[ImageSignals],
     labelled: Sequence[ImageSignals],
@@ -273,10 +279,11 @@ class _Pool:
         everything = [*signals, *labelled]
         doubt = _filled([uncertainty(s) for s in signals])
         disputes = [s.disagreement for s in signals]
-        self._disputed = any(dispute is not None for dispute in disputes)
+        disputed = any(dispute is not None for dispute in disputes)
+        self.mix = {name: weight for name, weight in MIX.items() if name != "disagreement" or disputed}
         self._fixed = {
             "uncertainty": doubt,
-            "disagreement": _filled(disputes) if self._disputed else doubt,
+            "disagreement": _filled(disputes) if disputed else doubt,
             "random": np.random.default_rng(seed).random(len(signals)),
         }
         classes = 1 + max((int(np.max(s.labels)) for s in everything if len(s)), default=0)
@@ -306,10 +313,9 @@ class _Pool:
         self._nearest = np.minimum(self._nearest, _distances(self._features, self._features[index]))
 
     def _mix(self) -> Floats:
-        parts = {name: weight for name, weight in MIX.items() if name != "disagreement" or self._disputed}
         mixed = np.zeros(len(self._features))
-        for name, weight in parts.items():
-            mixed += weight / sum(parts.values()) * self.values(name)
+        for name, weight in self.mix.items():
+            mixed += weight / sum(self.mix.values()) * self.values(name)
         return mixed
 
     def _diversity(self) -> Floats:

@@ -152,6 +152,16 @@ def test_every_runtime_gives_the_same(
                 np.testing.assert_allclose(getattr(a.signals, name), getattr(b.signals, name), atol=1e-2)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_gives_the_same(lively: Checkpoint) -> None:
+    detectors = [Detector(lively, device, "torch") for device in ("cpu", "cuda")]
+    for _ in range(3):  # plain, captured into a graph, replayed
+        for a, b in zip(*(detector.predict_batch(PICTURES, signals=True) for detector in detectors), strict=True):
+            assert a.signals is not None
+            assert b.signals is not None
+            np.testing.assert_allclose(a.signals.feature, b.signals.feature, rtol=1e-2, atol=1e-2)
+
+
 def test_neighbours_by_the_feature_are_neighbours_by_label(shared: Path) -> None:
     """On BCCD: how far the label histogram (log counts) of an image's nearest neighbour is, against any other's."""
     images = read_dataset(shared / "data" / "bccd" / "val.json").images[:60]

@@ -180,6 +180,9 @@ def test_a_task_of_two_images_has_the_boxes_of_both() -> None:
     both = of_task([signals([0.9], feature=(0, 2)), signals([0.5, 0.6], [1, 2], feature=(2, 2))])
     assert (both.labels.tolist(), both.feature.tolist()) == ([0, 1, 2], [1, 2])
     assert np.isfinite(both.spreads).all()
+    assert both.disagreement is None
+    two_models = of_task([dataclasses.replace(signals(), disagreement=0.25), signals(feature=(3, 4, 5)), signals()])
+    assert (two_models.feature.tolist(), two_models.disagreement) == ([0, 0, 3, 4, 5], 0.25)
 
 
 def test_regions_are_compared_in_percent_and_by_control() -> None:

@@ -270,6 +270,23 @@ def test_a_model_that_fails_on_one_image_costs_only_that_one(harness: Harness) -
     assert [bool(result) for result in results] == [True, False, True]
 
 
+def test_by_disagreement_a_new_task_is_compared_with_its_mirror_image(make: Callable[..., Harness]) -> None:
+    harness = make(acquisition="disagreement")
+    harness.setup()
+    # the model puts one box from the grey value to 300, of 320 pixels, on both
+    even, near, apart = harness.predict(picture(20), picture(60), picture(200))
+    assert even["score"] == pytest.approx(1, abs=1e-6)
+    assert near["score"] == pytest.approx(200 / 280, abs=1e-6)  # 60 to 300, and 20 to 260
+    assert apart["score"] == pytest.approx(0, abs=1e-6)
+    assert sum(harness.model.batches) == 6
+    older = {"id": 1, "model_version": "older", "result": even["result"]}
+    body = request(picture(20))
+    body["tasks"][0]["predictions"] = [older]
+    (again,) = harness.service.predict(body)["results"]
+    assert again["score"] == pytest.approx(1, abs=1e-6)
+    assert sum(harness.model.batches) == 7  # what was drawn before is enough
+
+
 def test_nothing_found_is_a_stored_empty_result_with_a_score_of_its_own(make: Callable[..., Harness]) -> None:
     harness = make(acquisition="uncertainty")
     version = harness.setup()

@@ -194,6 +194,19 @@ def test_a_real_annotation() -> None:
     assert (work.version, work.edits) == ("", Edits(kept=1))
 
 
+def test_a_task_that_was_corrected_by_mouse() -> None:
+    """Of Label Studio 1.23.2, by test_acceptance_by_mouse.py: regions keep the IDs of the predicted ones."""
+    task = json.loads((Path(__file__).parent / "corrected_by_mouse.json").read_text())
+    work = task_work(task)
+    assert work is not None
+    assert (work.version, work.seconds) == ("v1", 6.947)
+    assert work.edits == Edits(kept=1, moved=1, relabelled=1, removed=1, added=1)
+    # As far as boxes tell, the one that was moved far is another one.
+    for region in task["annotations"][0]["result"]:
+        del region["id"], region["origin"]
+    assert edits_of(task) == Edits(kept=1, relabelled=1, removed=2, added=2)
+
+
 def test_regions_are_followed_by_their_ids() -> None:
     predicted = [region(name, x) for name, x in (("a", 0), ("b", 20), ("c", 40), ("d", 60), ("e", 80))]
     final = [

@@ -97,7 +97,7 @@ def make(run: Run, shared: Path, counts: Sequence[int], seconds: float) -> Itera
         ) as through:
             try:
                 rows = []
-                for row in label(through, pool, counts):
+                for row in label(through, pool, counts, train_last=False):
                     rows.append(row)
                     through.check(rows)
                     yield row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -47,6 +48,7 @@ def truth_of(image: LabelledImage, names: Sequence[str]) -> Boxes:
     return Boxes(image.boxes[~image.crowd], [names[label] for label in image.labels[~image.crowd]])
 
 
+UNTRAINED = {"ap": math.nan, "ap50": math.nan, "published": 1, "training_s": 0.0}
 NOTHING = Boxes(np.zeros((0, 4), np.float32), [])
 
 
@@ -66,8 +68,13 @@ class Team(Protocol):
         """Learn from all that was submitted; returns `ap` and `ap50` on the test images, and whether `published`."""
 
 
-def label(team: Team, pool: LabelledImages, counts: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Label the pool in rounds that end at `counts` images, the first by hand; a row for each round."""
+def label(
+    team: Team, pool: LabelledImages, counts: Sequence[int], *, train_last: bool = True
+) -> Iterator[dict[str, Any]]:
+    """Label the pool in rounds that end at `counts` images, the first by hand; a row for each round.
+
+    `train_last`: also learn from the labels of the last round, which saves nobody work any more.
+    """
     labelled: set[int] = set()
     for number, count in enumerate(counts):
         edits, by_hand = Edits(), 0
@@ -82,4 +89,5 @@ def label(team: Team, pool: LabelledImages, counts: Sequence[int]) -> Iterator[d
             by_hand += len(truth.labels)
             team.submit(image, work)
         counted = {name: getattr(edits, name) for name in ("kept", "moved", "relabelled", "removed", "added")}
-        yield {"round": number, "labelled": len(labelled), "boxes": by_hand, **counted, **team.train()}
+        learnt = team.train() if train_last or number < len(counts) - 1 else UNTRAINED
+        yield {"round": number, "labelled": len(labelled), "boxes": by_hand, **counted, **learnt}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -258,6 +259,8 @@ def _whole(spread: Spread) -> str:
 
 
 def _percent(spread: Spread) -> str:
+    if math.isnan(spread.mean):
+        return "-"
     return f"{100 * spread.mean:.1f}" + (f" ± {100 * spread.deviation:.1f}" if spread.count > 1 else "")
 
 

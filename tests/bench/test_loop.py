@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def test_rounds() -> None:
     assert rows[0] | {"round": 0, "labelled": 2, "boxes": 6, "kept": 0, "added": 6, **nothing} == rows[0]
     assert rows[1] | {"round": 1, "labelled": 5, "boxes": 9, "kept": 3, "added": 6, **nothing} == rows[1]
     assert (team.trained, sorted(team.submitted)) == (2, [0, 1, 2, 3, 4])
+    assert math.isnan(list(label(Stub(team.pool), team.pool, (2, 5), train_last=False))[1]["ap"])
     team.queue = [0, 0]
     with pytest.raises(AssertionError, match="twice"):
         list(label(team, team.pool, (2,)))

@@ -16,6 +16,8 @@ from dashboard_state import LABELS, NASTY, TITLE, Backend, backend
 from labelstudio_backend import page as page_module
 from labelstudio_backend.api import LOG_BYTES, THUMBNAIL_SIDE
 from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.job_queue import QueueError
+from labelstudio_backend.registry import ProjectRegistry
 from real_label_studio import wait
 
 
@@ -189,6 +191,44 @@ def test_boxes_of_the_version_that_serves_are_shown_rather_than_later_ones_of_an
         again = client.get(f"/api/projects/{served.key}/next").json()["tasks"][0]
         studio.delete_prediction(made["id"])
     assert again == task
+
+
+def test_a_queue_that_does_not_answer_hides_nothing_else(
+    client: httpx.Client, served: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise QueueError("no answer from Redis at localhost:6379")
+
+    monkeypatch.setattr(served.jobs, "find", away)
+    client.get("/api/projects").raise_for_status()
+    project = client.get(f"/api/projects/{served.key}").raise_for_status().json()
+    assert project["jobs"] == []
+    assert project["serves"]["number"] == 4
+    assert [problem["text"] for problem in project["problems"]] == [
+        "Trainings cannot be seen: no answer from Redis at localhost:6379"
+    ]
+    assert "yolonas_version_info" in client.get("/metrics").raise_for_status().text
+    monkeypatch.undo()
+    assert client.get("/api/projects").json()["projects"][0]["problem_count"] == 0
+
+
+def test_a_record_is_read_once_and_again_when_it_changes(
+    client: httpx.Client, served: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"/api/projects/{served.key}/versions"
+    before = client.get(path).json()
+    read: list[int] = []
+    version = ProjectRegistry.version
+    monkeypatch.setattr(ProjectRegistry, "version", lambda self, number: read.append(number) or version(self, number))
+    assert client.get(path).json() == before
+    assert read == [4]  # the one that serves, by its pointer
+    record = served.registry.path / "versions" / "v1" / "record.json"
+    kept = record.read_text()
+    try:
+        record.write_text(json.dumps({**json.loads(kept), "removed": 1.0}))
+        assert [entry["removed"] for entry in client.get(path).json()["versions"]] == [False, False, False, True, False]
+    finally:
+        record.write_text(kept)
 
 
 # -- what looking costs ----------------------------------------------------------------------------------------------

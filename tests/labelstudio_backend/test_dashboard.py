@@ -211,6 +211,22 @@ def test_rolling_back_is_asked_back(watched: Watched, served: Backend) -> None:
     until(page, "document.querySelector('.tiles .value').textContent === 'v4'")
 
 
+def test_a_pinned_version_and_its_candidates_are_shown(watched: Watched, served: Backend) -> None:
+    page = watched.page
+    served.registry.rollback(3)
+    refresh(page)
+    page.get_by_role("button", name="Pin v3").click()
+    page.get_by_role("dialog", name="Pin v3?").get_by_role("button", name="Pin v3").click()
+    page.get_by_text("serves, pinned").wait_for()
+    assert served.registry.pinned()
+    rows = page.get_by_role("table", name="Versions, the newest first").locator("tbody tr")
+    assert "candidate" in rows.first.inner_text()
+    page.get_by_role("button", name="Unpin v3").click()
+    page.get_by_text("serves, pinned").wait_for(state="detached")
+    assert not served.registry.pinned()
+    served.registry.rollback(4)
+
+
 def test_what_a_button_could_not_do_is_said(watched: Watched, served: Backend) -> None:
     page = watched.page
     page.route("**/api/projects/*/train", lambda route: route.fulfill(status=503, json={"error": "the disk is full"}))

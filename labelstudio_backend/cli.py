@@ -148,7 +148,8 @@ def describe(settings: Settings, start: str) -> list[str]:
     host = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host
     url = f"http://{host}:{settings.port}"
     lines = [
-        f"Address        {url}; for a project of Label Studio: yolonas-labelstudio connect --project ID --url {url}",
+        f"Address        {url}; open it in a browser to see how it goes. For a project of Label Studio:",
+        f"               yolonas-labelstudio connect --project ID --url {url}",
         "               Label Studio 1.23.1 and later takes a loopback or private address only if it was started with "
         "USE_DEFAULT_BANNED_SUBNETS=false.",
         f"Access         {access(settings)}",

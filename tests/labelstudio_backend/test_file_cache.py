@@ -18,7 +18,7 @@ from labelstudio_backend import file_cache
 from labelstudio_backend.file_cache import FileCache
 
 SIZE, KEYS, BOUND = 10_000, 120, 60 * 10_000
-PROCESSES, ROUNDS, IN_FLIGHT = 4, 250, 8
+PROCESSES, ROUNDS, IN_FLIGHT = 4, 150, 8
 
 
 def content(key: int) -> bytes:

@@ -96,10 +96,7 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     exported = metrics.Metrics(registry, service, jobs, lambda: _last_success(learning))
     page = Page()
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        if load is None:  # importing torch takes seconds: before the first request, not in it
-            importlib.import_module("yolonas.inference.detector")
+    def start() -> None:
         for leftover in registry.clean():
             logger.info("removed what an interrupted write left: %s", leftover)
         for project in registry.projects():
@@ -108,9 +105,10 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
         service.warm()
         if learning is not None:
             learning.start()
-        yield
+
+    def stop() -> None:
         if learning is not None:
-            await asyncio.to_thread(learning.stop)
+            learning.stop()
         service.close()
         api.close()
         quick.shutdown(wait=False, cancel_futures=True)
@@ -118,6 +116,14 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
         media.close()
         if client is not None:
             client.close()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if load is None:  # importing torch takes seconds: before the first request, not in it
+            importlib.import_module("yolonas.inference.detector")
+        start()
+        yield
+        await asyncio.to_thread(stop)
 
     app = FastAPI(
         title="yolonas",
@@ -131,7 +137,9 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     app.add_middleware(Protection, settings=settings)
     openapi.describe(app, settings)
     app.state.service, app.state.learning, app.state.overview = service, learning, overview
-    app.state.take_event = lambda body: _webhook(service, learning, body)  # for who hosts otherwise: see ml_base
+    # for who hosts otherwise, see ml_base
+    app.state.start, app.state.stop = start, stop
+    app.state.take_event = lambda body: _webhook(service, learning, body)
     app.add_middleware(metrics.Observed)
     app.include_router(page.router)
     app.include_router(api.router)

@@ -125,11 +125,6 @@ def _app() -> FastAPI:
 def _started(settings: Settings) -> FastAPI:
     """What `serve` has without its HTTP server: the routes are label-studio-ml's."""
     app = create_app(settings)
-    service, learning = app.state.service, app.state.learning
-    service.registry.clean()
-    service.warm()
-    if learning is not None:
-        learning.start()
-        atexit.register(learning.stop)
-    atexit.register(service.close)
+    app.state.start()
+    atexit.register(app.state.stop)
     return app

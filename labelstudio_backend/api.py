@@ -148,7 +148,7 @@ class Api:
         """One project."""
         project = self._find(key)
         seen = self._overview.get(key)
-        version = _current(project)
+        version = self._current(project)
         return {
             **self._brief(project),
             "labels": self._labels(project, version),
@@ -158,7 +158,7 @@ class Api:
         }
 
     def _brief(self, project: ProjectRegistry) -> dict[str, Any]:
-        seen, version, state = self._overview.get(project.key), _current(project), project.metadata()
+        seen, version, state = self._overview.get(project.key), self._current(project), project.metadata()
         return {
             "key": project.key,
             "id": project.project_id,
@@ -221,29 +221,39 @@ class Api:
     def versions(self, key: str) -> dict[str, Any]:
         """The versions of a project, newest first."""
         project = self._find(key)
-        current = _current(project)
+        current = self._current(project)
         pinned = current is not None and project.pinned()
         found = [_version(version, current, pinned, self._jobs) for version in self._versions(project)]
         return {"versions": found[::-1]}
 
     def _versions(self, project: ProjectRegistry) -> list[Version]:
         """As `ProjectRegistry.versions`, each read once: with the list of its tasks a record may have megabytes."""
-        found = []
-        for path in (project.path / "versions").glob(f"v*/{RECORD}"):
-            stamp = path.stat().st_mtime_ns
-            if self._records.get(path, (0, None))[0] != stamp:
-                version = project.version(int(path.parent.name[1:]))
-                record = {name: value for name, value in version.record.items() if name != "manifest"}
-                self._records[path] = stamp, replace(version, record=record)
-            found.append(self._records[path][1])
-        return sorted(found, key=lambda version: version.number)
+        paths = (project.path / "versions").glob(f"v*/{RECORD}")
+        return [self._record(project, number) for number in sorted(int(path.parent.name[1:]) for path in paths)]
+
+    def _current(self, project: ProjectRegistry) -> Version | None:
+        """The version that serves; None before the first."""
+        try:
+            return self._record(project, project.current_number())
+        except RegistryError:
+            return None
+
+    def _record(self, project: ProjectRegistry, number: int) -> Version:
+        path = project.path / "versions" / f"v{number}" / RECORD
+        stamp = path.stat().st_mtime_ns
+        if self._records.get(path, (0, None))[0] != stamp:
+            version = project.version(number)
+            record = {name: value for name, value in version.record.items() if name != "manifest"}
+            self._records[path] = stamp, replace(version, record=record)
+        return self._records[path][1]
 
     # -- jobs --------------------------------------------------------------------------------------------------
 
     def jobs(self, project: str | None = None) -> dict[str, Any]:
         """The latest jobs, newest first."""
         latest = self._look_up(project, brief=True)[-JOBS_SHOWN:]
-        active = {job.id: job for job in self._look_up(project, states=("running",))}
+        running = any(job.state == "running" for job in latest)
+        active = {job.id: job for job in self._look_up(project, states=("running",))} if running else {}
         return {"jobs": [_job(active.get(job.id, job)) for job in reversed(latest)]}
 
     def _look_up(self, *arguments: Any, **options: Any) -> list[Job]:
@@ -271,7 +281,7 @@ class Api:
     def upcoming(self, key: str) -> dict[str, Any]:
         """The tasks to label next, the first to label first."""
         project, seen = self._find(key), self._overview.get(key)
-        version = _current(project)
+        version = self._current(project)
         name = "" if version is None else version.name
         return {
             "seen": {"when": seen.when, "error": seen.error},
@@ -330,13 +340,6 @@ def _answer(work: Callable[..., Any], *arguments: Any) -> Response:
         content, status = {"error": redact(f"{type(error).__name__}: {error}")}, 500
     text = json.dumps(content, allow_nan=False, ensure_ascii=False)
     return Response(text, status, media_type="application/json", headers={"Cache-Control": "no-store"})
-
-
-def _current(project: ProjectRegistry) -> Version | None:
-    try:
-        return project.current()
-    except RegistryError:
-        return None
 
 
 def _version(version: Version, current: Version | None, pinned: bool, jobs: JobQueue | None) -> dict[str, Any]:

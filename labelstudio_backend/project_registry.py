@@ -73,7 +73,11 @@ class ProjectRegistry:
 
     def current(self) -> Version:
         """The version that serves; RegistryError before the first."""
-        return self.version(int(self._pointer()["version"]))
+        return self.version(self.current_number())
+
+    def current_number(self) -> int:
+        """The number of the version that serves; RegistryError before the first."""
+        return int(self._pointer()["version"])
 
     def pinned(self) -> bool:
         """Whether the current version stays whatever is trained."""

@@ -34,7 +34,7 @@ FETCHERS = 8  # threads that fetch and decode images while the model runs
 AHEAD_BYTES = 512 * 1024**2  # of decoded images that wait for the model; a photograph of 12 megapixels has 36 MB
 FIRST_GUESS = 36 * 1000**2  # bytes of an image, before one was seen
 TURN_SECONDS = 2.0  # a level that has waited this long has one batch run before the levels above it
-GPU_BATCH = 8
+GPU_BATCH = 8  # not measured in serving
 
 
 class Level(IntEnum):

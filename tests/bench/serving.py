@@ -30,7 +30,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx
+import numpy as np
 
 from labelstudio_backend.serving import SHOWN, runtime_of
 from labelstudio_backend.settings import Settings
@@ -57,12 +59,16 @@ class Backend:
 
     url: str
     pictures: int
+    pid: int
     number: Iterator[int] = field(default_factory=itertools.count)
 
-    def ask(self, http: httpx.Client, tasks: int, drawing: bool = False) -> tuple[float, int]:
-        """Seconds of a request for the next pictures, and how many tasks it answered."""
+    def ask(
+        self, http: httpx.Client, tasks: int, drawing: bool = False, names: Sequence[str] = ()
+    ) -> tuple[float, int]:
+        """Seconds of a request for the next pictures, or for these, and how many tasks it answered."""
         numbers = [next(self.number) for _ in range(tasks)]
-        data = [{"id": n, "data": {"image": f"/data/upload/1/{n % self.pictures}.jpg"}} for n in numbers]
+        names = names or [f"{number % self.pictures}.jpg" for number in numbers]
+        data = [{"id": n, "data": {"image": f"/data/upload/1/{name}"}} for n, name in zip(numbers, names, strict=True)]
         context = {"result": [{"type": "rectanglelabels"}]} if drawing else None
         body = {"tasks": data, "project": UID, "label_config": CONFIG, "params": {"context": context}}
         begin = time.perf_counter()
@@ -138,6 +144,27 @@ def beside_a_batch_action(backend: Backend, seconds: float) -> tuple[Load, Load]
     return drawing, Load(time.perf_counter() - begin, latencies, images)
 
 
+def memory(backend: Backend) -> tuple[float, float]:
+    """Megabytes that the server holds, and holds most while it is asked for MANY large photographs four times over."""
+
+    def resident(field: str) -> float:
+        status = Path(f"/proc/{backend.pid}/status").read_text()
+        return int(status.partition(f"{field}:")[2].split()[0]) / 1e3
+
+    def action(number: int) -> None:
+        with backend.client() as http:
+            backend.ask(http, MANY, names=[f"large.jpg?{number}-{index}" for index in range(MANY)])
+
+    Path(f"/proc/{backend.pid}/clear_refs").write_text("5")  # resets the peak
+    before = resident("VmRSS")
+    threads = [threading.Thread(target=action, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return before, resident("VmHWM")
+
+
 @contextmanager
 def files(folder: Path) -> Iterator[str]:
     """Label Studio, as far as pictures go."""
@@ -177,6 +204,9 @@ def backend(weights: str, pictures: Sequence[Path], folder: Path) -> Iterator[Ba
     upload.mkdir(parents=True)
     for number, picture in enumerate(pictures):
         (upload / f"{number}.jpg").symlink_to(picture.resolve())
+    cv2.imwrite(
+        str(upload / "large.jpg"), np.add.outer(np.arange(3000).astype(np.uint8), np.zeros((4000, 3), np.uint8))
+    )
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -189,7 +219,7 @@ def backend(weights: str, pictures: Sequence[Path], folder: Path) -> Iterator[Ba
             "YOLONAS_LABEL_STUDIO_TOKEN": "",
         }
         with process(sys.executable, "-m", "labelstudio_backend.cli", "serve", **environment) as server:
-            found = Backend(f"http://127.0.0.1:{port}", len(pictures))
+            found = Backend(f"http://127.0.0.1:{port}", len(pictures), server.pid)
             with found.client() as http:
                 while server.poll() is None:
                     try:
@@ -263,6 +293,12 @@ def measure(report: Report, weights: str, backend: Backend, seconds: float, besi
     )
     answered, took = many.images / len(many.latencies), statistics.mean(many.latencies)
     report.text(f"\nEach of those batch actions had {answered:.0f} of {MANY} tasks answered, in {took:.0f} s.")
+    if not beside:
+        before, most = memory(backend)
+        report.text(
+            f"\nFour batch actions at once, each on {MANY} photographs of 12 megapixels (36 MB decoded), took the "
+            f"server from {before:.0f} to {most:.0f} MB at most."
+        )
 
 
 def main() -> None:

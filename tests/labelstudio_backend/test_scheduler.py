@@ -136,8 +136,8 @@ def test_requests_of_one_level_take_turns(bench: Bench) -> None:
 
 def test_a_level_that_waited_long_has_one_turn_and_then_waits_again(bench: Bench) -> None:
     bench.plug()
-    many = bench.submit(1, 2, 3)
     drawing = [bench.submit(20 + n, level=Level.DRAWING) for n in range(6)]
+    many = bench.submit(1, 2, 3)
     bench.until(ready=9)
     bench.model.let(2)
     for _ in range(2):
@@ -343,7 +343,7 @@ def test_a_host_that_does_not_answer_holds_up_its_own_project_alone(bench: Bench
 
     bench.plug()  # so that the size of an image is known
     stuck = []
-    for project in range(3):
+    for project in range(4):
         pictures = [Picture((project, n), hang) for n in range(20)]
         stuck.append(bench.scheduler.submit(bench.model, pictures, {}, project=f"stuck{project}"))
     for _ in range(FETCHERS - 1):

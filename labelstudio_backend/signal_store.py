@@ -3,8 +3,8 @@
     <state_dir>/projects/<project>/signals/<version>/<host>-<process>.jsonl
 
 Every process writes a file of its own, so that servers on one folder need no lock, and reads all of them. A line that a
-crash cut off is passed over; of a task that was predicted again the last line counts. Files of other versions go when
-the first task of a new one is written.
+crash cut off is passed over; of a task that was predicted again the last line counts. When the first task of a version
+is written, the files of all but a few others go: one may be rolled back to, and another server may still be at it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "signals"
 MOST_TASKS = 20_000  # remembered of one project
+KEPT_VERSIONS = 3  # beside the one that is written
 MOST_BYTES = 128 * 1024**2  # of one process's file, which then begins anew
 _FLOATS = ("scores", "margins", "entropies", "spreads")
 
@@ -72,16 +73,16 @@ class SignalStore:
             return
         if not self._folder.is_dir():
             self._folder.mkdir(parents=True, exist_ok=True)
-            for other in self._folder.parent.iterdir():
-                if other != self._folder:
-                    shutil.rmtree(other, ignore_errors=True)
+            others = [other for other in self._folder.parent.iterdir() if other != self._folder]
+            for other in sorted(others, key=_changed, reverse=True)[KEPT_VERSIONS:]:
+                shutil.rmtree(other, ignore_errors=True)
         full = self._file.exists() and self._file.stat().st_size > MOST_BYTES
         with self._file.open("wb" if full else "ab") as stream:
             # after what a full disk cut off the next line must not go on; readers pass over an empty one
             stream.write(b"\n" + lines.encode())
 
     def _read(self) -> list[tuple[int, ImageSignals]]:
-        files = sorted(self._folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime)
+        files = sorted(self._folder.glob("*.jsonl"), key=_changed)
         found = []
         for file in files:
             with file.open("rb") as stream:
@@ -91,6 +92,13 @@ class SignalStore:
                     except (ValueError, KeyError, TypeError):  # cut off, or of another release
                         continue
         return found
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another process was quicker
+        return 0.0
 
 
 def _same(a: ImageSignals, b: ImageSignals | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -285,17 +286,25 @@ def test_what_a_crash_cut_off_is_passed_over(tmp_path: Path) -> None:
     assert list(SignalStore(tmp_path, "v1", LABELS).tasks()) == [7, 9]
 
 
-def test_other_processes_are_read_and_other_versions_go(tmp_path: Path) -> None:
+def test_other_processes_are_read(tmp_path: Path) -> None:
     SignalStore(tmp_path, "v1", LABELS).add({7: signals([0.9])})
     (file,) = tmp_path.rglob("*.jsonl")
     file.rename(file.with_name("elsewhere-1.jsonl"))
     store = SignalStore(tmp_path, "v1", LABELS)
     store.add({8: signals([0.8])})
     assert sorted(SignalStore(tmp_path, "v1", LABELS).tasks()) == [7, 8]
-    assert list(SignalStore(tmp_path, "v2", LABELS).tasks()) == []
-    assert (tmp_path / "signals" / "v1").is_dir()  # reading takes nothing away
-    SignalStore(tmp_path, "v2", LABELS).add({7: signals([0.9])})
-    assert [path.name for path in (tmp_path / "signals").iterdir()] == ["v2"]
+
+
+def test_the_last_versions_are_kept_and_older_ones_go(tmp_path: Path) -> None:
+    for number in range(1, 7):
+        store = SignalStore(tmp_path, f"v{number}", LABELS)
+        store.add({7: signals([0.9])})
+        os.utime(tmp_path / "signals" / f"v{number}", (number, number))
+    assert sorted(path.name for path in (tmp_path / "signals").iterdir()) == ["v3", "v4", "v5", "v6"]
+    SignalStore(tmp_path, "v1", LABELS)  # reading changes nothing
+    assert sorted(path.name for path in (tmp_path / "signals").iterdir()) == ["v3", "v4", "v5", "v6"]
+    store.add({8: signals([0.9])})
+    assert sorted(SignalStore(tmp_path, "v6", LABELS).tasks()) == [7, 8]
 
 
 def test_the_store_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,3 +351,12 @@ def test_videos_that_teach_nothing(film: Path, tmp_path: Path) -> None:
     found = [Correction(7, {"video": "/a.mp4"}, {"id": 1, "result": result})]
     without = labelled_images(found, parse_label_config(CONFIG.format(dog="", more="")), learnt, tmp_path)
     assert len(without) == 0
+
+
+@pytest.mark.parametrize(("number", "index"), [(1, 0), (4, 1), (26, 10), (1000, FRAMES - 1)])
+def test_a_keyframe_is_the_frame_that_label_studio_shows(number: int, index: int, film: Path, tmp_path: Path) -> None:
+    """It shows its frame n at (n - 1) / 25 s, by the rate in the label config."""
+    key = {"frame": number, "enabled": True, "x": 1, "y": 1, "width": 50, "height": 50}
+    region = {"type": "videorectangle", "from_name": "box", "to_name": "video"}
+    (image,) = learnt(tmp_path, film, [{**region, "value": {"sequence": [key], "labels": ["Car"]}}]).images
+    assert image.path.name == f"7-v0-{index}.jpg"

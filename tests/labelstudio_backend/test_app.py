@@ -328,7 +328,9 @@ def test_what_the_client_has_given_up_on_is_not_computed(
             model.may_go_on.set()
         (result,) = http.post("/predict", json=predict_body(1, first=99)).json()["results"]
     assert result["result"]
-    assert model.seen == [0, 99]
+    # which of the fifty was read first is chance
+    assert len(model.seen) == 2
+    assert model.seen[-1] == 99
 
 
 def test_a_batch_action_on_top_of_too_many_requests_is_refused_at_once_and_owed(

@@ -42,6 +42,7 @@ class FakeBackend:
         self.version, self.header, self.name = version, header, name
         self.works = True  # what /setup answers
         self.can_train = True
+        self.labels: dict[str, Any] = {}  # what /api/projects/KEY says of them
         self.predicted: list[int] = []
         self.silent: set[int] = set()  # tasks that get no prediction
         self.most = 10**9  # tasks in one request
@@ -62,6 +63,8 @@ class FakeBackend:
         body = json.loads(request.content) if request.content else {}
         if path == "predict":
             return self._predict(body)
+        if self.labels and request.url.path == f"/api/projects/{self.version.removeprefix('yolonas-')[:-3]}":
+            return httpx.Response(200, json={"labels": self.labels})
         answers: dict[str, Any] = {
             "": {"name": self.name, "status": "UP", "can_train": self.can_train},
             "setup": {"model_version": self.version},

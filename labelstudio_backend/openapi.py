@@ -41,7 +41,7 @@ _SETUP: Schema = {
         "project": _UID,
         "schema": {**_TEXT_OR_NULL, "description": "The label config, XML."},
         "hostname": {**_TEXT_OR_NULL, "description": "The address under which Label Studio knows itself."},
-        "access_token": {**_TEXT_OR_NULL, "description": "Not used: YOLONAS_LABEL_STUDIO_TOKEN is."},
+        "access_token": {"description": "Not used: YOLONAS_LABEL_STUDIO_TOKEN is."},
     },
     "required": ["project"],
 }
@@ -53,14 +53,14 @@ _PREDICT: Schema = {
             "items": {
                 "type": "object",
                 "properties": {
-                    "id": {"type": "integer"},
-                    "data": {"type": "object", "description": 'As the label config names them: {"image": "s3://..."}.'},
+                    "id": {"description": "A number, where Label Studio has stored the task."},
+                    "data": {"description": 'As the label config names them: {"image": "s3://..."}.'},
                 },
             },
         },
         "project": _UID,
         "label_config": _TEXT_OR_NULL,
-        "params": {"type": ["object", "null"]},
+        "params": {"description": "An object whose context is not null asks while somebody draws."},
     },
     "required": ["tasks", "project"],
 }

@@ -142,8 +142,8 @@ def test_a_training_runs_once_on_a_worker_whatever_dies_and_every_server_serves_
 
     (cluster.jobs.folder(first) / "go").touch()
     cluster.wait(lambda: cluster.job(first).state == "succeeded", "the end of the first job")
-    version = setup(a)
-    assert setup(b) == version == start[:-1] + "1"
+    version = start[:-1] + "1"
+    cluster.wait(lambda: setup(a) == setup(b) == version, "both servers have loaded it")
     for server in (a, b):
         body = {"tasks": [{"id": 1, "data": {"image": PIXEL}}], "project": UID, "label_config": CONFIG}
         (prediction,) = server.post("/predict", json=body).json()["results"]
@@ -156,7 +156,7 @@ def test_a_training_runs_once_on_a_worker_whatever_dies_and_every_server_serves_
     assert a.post(f"/api/jobs/{second}/cancel").json()["reason"] == "being cancelled"
     cluster.wait(lambda: status(b, second)["job_status"] == "canceled", "the cancellation")
     assert a.post(f"/api/projects/{key}/rollback", json={"version": 0}).json()["model_version"] == start
-    assert setup(b) == start
+    cluster.wait(lambda: setup(b) == start, "the other server has loaded it")
     assert [version.number for version in cluster.registry.project(key).versions()] == [0, 1]
 
 

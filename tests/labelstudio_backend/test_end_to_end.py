@@ -1,6 +1,6 @@
 """The whole loop on a real Label Studio: predict, label, train, predict better; and a bad training refused.
 
-It takes about ten minutes, and four more where Label Studio has to be installed first.
+It takes about six minutes, and four more where Label Studio has to be installed first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(1800)]
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 TRAIN, VAL = 40, 20
-TRAIN_MINUTES = 1.5
+TRAIN_MINUTES = 0.8
 HELD_OUT = 0.25
 SCALE = 2  # pixels of the screenshot for one of the page
 

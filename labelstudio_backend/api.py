@@ -319,7 +319,7 @@ class Api:
         path = _report_path(self._find(key).version(number), self._jobs)
         if path is None:
             raise _MissingError(f"the report of v{number} is not kept")
-        headers = {"Content-Security-Policy": REPORT_POLICY, "X-Content-Type-Options": "nosniff"}
+        headers = {"Content-Security-Policy": REPORT_POLICY}
         return HTMLResponse(path.read_bytes(), headers=headers)
 
     def _find(self, key: str) -> ProjectRegistry:

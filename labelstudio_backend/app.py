@@ -152,7 +152,7 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
 
     @app.exception_handler(QueueError)
     async def queue_away(_: Request, error: QueueError) -> Response:
-        return _json(503, {"error": str(error)})
+        return _problem(503, str(error))
 
     app.include_router(control_router(registry, learning.jobs if learning is not None else None, changed))
 

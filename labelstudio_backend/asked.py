@@ -36,7 +36,6 @@ class Asked:
     def __post_init__(self) -> None:
         self.deadline = time.monotonic() + self.seconds
         self.hostname = str(self.project.metadata().get("hostname", ""))
-        self.late_sentence = f"not reached in {self.seconds:g} s (YOLONAS_PREDICT_SECONDS); it will be asked again"
 
     def numbers(self, indices: Iterable[int] | None = None) -> list[int]:
         """Label Studio's numbers of these tasks, or of all, where they have one."""
@@ -56,7 +55,8 @@ class Asked:
     def not_reached(self, index: int) -> None:
         """Note that the deadline, or that nobody waits any more, came before the task's turn."""
         self.late.add(index)
-        self.reasons.setdefault(index, self.late_sentence)
+        sentence = f"not reached in {self.seconds:g} s (YOLONAS_PREDICT_SECONDS); it will be asked again"
+        self.reasons.setdefault(index, sentence)
 
     def report(self, version: str, results: list[Any]) -> None:
         """Log how many tasks were predicted, and why the others were not."""

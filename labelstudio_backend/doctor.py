@@ -27,7 +27,7 @@ from labelstudio_backend.backend import (
     same_address,
 )
 from labelstudio_backend.cli import settings_from
-from labelstudio_backend.client import RESERVED_ADVICE, LabelStudio, LabelStudioError, jwt_payload
+from labelstudio_backend.client import RESERVED_ADVICE, LabelStudio, LabelStudioError, jwt_payload, project_uid
 from labelstudio_backend.connect import SAMPLING, backend_url, explanation, left_webhooks, missing_of, project_options
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.registry import Registry
@@ -459,7 +459,7 @@ class _Doctor:
                         continue
                     video = kind == "video"
                     try:
-                        file = media.fetch(value, task_id=task["id"], hostname=self._hostname(), video=video)
+                        file = media.fetch(value, task_id=task["id"], hostname=self._hostname(state), video=video)
                         if video:
                             count = checked(file).frame_count() or "?"
                         else:
@@ -476,12 +476,10 @@ class _Doctor:
                 "Images", "OK", f"{fetched} of {len(tasks) * len(keys)} tried are fetched and read ({', '.join(sizes)})"
             )
 
-    def _hostname(self) -> str:
+    def _hostname(self, state: Mapping[str, Any]) -> str:
         """The address under which Label Studio names itself, from what it told the backend."""
-        for project in Registry(self.settings.projects_dir).projects():
-            if project.project_id == self.project:
-                return str(project.metadata().get("hostname", ""))
-        return ""
+        project = Registry(self.settings.projects_dir).find(project_uid(state))
+        return "" if project is None else str(project.metadata().get("hostname", ""))
 
     def _disk(self) -> Iterator[Check]:
         folder = self.settings.state_dir

@@ -52,7 +52,6 @@ class JobRunner:
         self._poll_seconds = poll_seconds
         self._children: dict[int, subprocess.Popen[bytes]] = {}
         self._terminated: dict[int, float] = {}
-        self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="job-runner", daemon=True)
 
@@ -64,14 +63,9 @@ class JobRunner:
         """Start the thread."""
         self._thread.start()
 
-    def wake(self) -> None:
-        """Look at the queue now rather than at the next poll."""
-        self._wake.set()
-
     def stop(self) -> None:
         """End the thread and, politely, the running jobs, which go back to the queue and go on after a restart."""
         self._stopping.set()
-        self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
         self._interrupt(self.jobs.find(states=("running",), brief=True))
@@ -140,8 +134,7 @@ class JobRunner:
                 # A full disk or a busy database, mostly: nothing is lost, the state of things is looked at again.
                 log.exception("the job queue could not be worked on; trying again")
                 self._stopping.wait(5.0)
-            self._wake.wait(self._poll_seconds)
-            self._wake.clear()
+            self._stopping.wait(self._poll_seconds)
 
     def _step(self) -> None:
         for job in self.jobs.find(states=("running",), brief=True):

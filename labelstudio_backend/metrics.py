@@ -81,10 +81,8 @@ def webhook(action: str) -> None:
 
 
 def outcome(reason: str) -> str:
-    """The kind of a reason why a task has no prediction, as the service words it."""
-    if reason.startswith(("not reached", "given up")):
-        return "late"
-    if reason.startswith("the model failed"):
+    """The kind of a reason why a task has no prediction although it was reached, as the service words it."""
+    if "the model failed" in reason:
         return "model"
     return "data" if reason.startswith("its data") else "media"
 

@@ -135,8 +135,7 @@ class Overview:
 
     def _rounds(self, client: LabelStudio, registry: ProjectRegistry, project: _Project) -> list[Work]:
         """What people did from version to version; reads what changed since the last time."""
-        if fresh := time.monotonic() - project.read_all > FORGET_SECONDS:
-            project.works, project.updated_at, project.read_all = {}, "", time.monotonic()
+        fresh = time.monotonic() - project.read_all > FORGET_SECONDS
         changed = {
             "filter": "filter:tasks:updated_at",
             "operator": "greater_or_equal",
@@ -144,9 +143,12 @@ class Overview:
             "value": project.updated_at,
         }
         filters = [] if fresh or not project.updated_at else [changed]
-        for task in client.iter_tasks(registry.project_id, only_annotated=True, filters=filters):
-            work = task_work(task)
-            if work is not None:
+        tasks = list(client.iter_tasks(registry.project_id, only_annotated=True, filters=filters))  # all, or it raises
+        if fresh:
+            project.works, project.updated_at, project.read_all = {}, "", time.monotonic()
+        for task in tasks:
+            project.works.pop(int(task["id"]), None)
+            if (work := task_work(task)) is not None:
                 project.works[int(task["id"])] = work
             project.updated_at = max(project.updated_at, str(task.get("updated_at") or ""))
         published = [(float(v.record.get("published") or 0.0), v.name) for v in registry.versions()]

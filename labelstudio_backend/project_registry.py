@@ -191,12 +191,12 @@ class ProjectRegistry:
 
     def unpin(self) -> Version:
         """Let the next version that is trained from the current one serve again."""
-        with self._locked():
+        with self._writing(), self._locked():
             number = self.current().number
             return self._activate(number, over=self._numbers()[-1]) if self.pinned() else self.current()
 
     def _choose(self, number: int, **mark: Any) -> Version:
-        with self._locked():
+        with self._writing(), self._locked():
             version = self.version(number)
             if version.removed:
                 raise RegistryError(
@@ -272,8 +272,8 @@ class ProjectRegistry:
             yield
         except OSError as error:
             raise RegistryError(
-                f"the new version of project {self.key} could not be written to {self.path / 'versions'} "
-                f"({error.strerror or error}), so the old one goes on serving; free disk space or mend its permissions"
+                f"the versions of project {self.key} could not be written to {self.path} ({error.strerror or error}), "
+                "so the one that served goes on serving; free disk space or mend its permissions"
             ) from error
 
     @contextlib.contextmanager

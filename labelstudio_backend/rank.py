@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import click
@@ -13,7 +12,8 @@ import numpy as np
 
 from labelstudio_backend.acquisition import by_chance, older_regions, reasons, regions_disagreement
 from labelstudio_backend.cli import settings_from
-from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.client import LabelStudio, project_uid
+from labelstudio_backend.connect import SAMPLING
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.service import served_controls
 from labelstudio_backend.signal_store import SignalStore
@@ -22,7 +22,6 @@ from yolonas.active_learning import BACKGROUND, STRATEGIES, ImageSignals, class_
 from yolonas.errors import DataError
 from yolonas.labelstudio import Control, boxes_from_annotation, choose_annotation, class_names
 
-SAMPLING = "Uncertainty sampling"
 SAME_SCORE = 5e-7  # Label Studio keeps floats; ours have six digits
 LARGE = 10_000  # px: a side for annotations whose images are not needed
 
@@ -93,8 +92,7 @@ def rank(project: int, strategy: str | None, write: bool, top: int, **options: A
 
 def find_project(registry: Registry, state: Mapping[str, Any]) -> ProjectRegistry:
     """The backend's side of a project of Label Studio's. Raises DataError where it is not known."""
-    uid = f"{state['id']}.{int(datetime.fromisoformat(str(state['created_at'])).timestamp())}"
-    found = registry.find(uid)
+    found = registry.find(project_uid(state))
     if found is None:
         raise DataError(
             f"project {state['id']} is not known in {registry.root}: run this where the backend runs, with its "

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ import numpy as np
 from labelstudio_backend import logs, metrics
 from labelstudio_backend.acquisition import Acquisition, of_control
 from labelstudio_backend.asked import Asked, level_of
+from labelstudio_backend.client import project_uid
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load, Model, Models
 from labelstudio_backend.notices import Notices
@@ -154,10 +154,9 @@ class Service:
         if not isinstance(about, Mapping):
             return None
         try:
-            created = int(datetime.fromisoformat(str(about.get("created_at"))).timestamp())
-        except (ValueError, OverflowError):
+            return self.registry.find(project_uid(about))
+        except (KeyError, ValueError, OverflowError):
             return None
-        return self.registry.find(f"{about.get('id')}.{created}")
 
     def _register(self, hostname: str, uid: str, schema: str | None) -> ProjectRegistry:
         try:
@@ -401,12 +400,9 @@ class Service:
         default, used = model.checkpoint.conf, [controls[index] for index in video.controls]
         conf = lowest_score((control for control, _ in used), default)
 
-        def detect(frames: list[Frame]) -> list[Detections | str]:
+        def detect(frames: list[Frame]) -> list[Detections | str | None]:
             pictures = [Picture((frame.path, frame.index), partial(_pixels, frame)) for frame in frames]
-            return [
-                asked.late_sentence if outcome is None else outcome
-                for outcome in self._detect(asked, model, pictures, conf)
-            ]
+            return self._detect(asked, model, pictures, conf)
 
         data = asked.tasks[video.task].get("data") or {}
         try:
@@ -431,11 +427,11 @@ class Service:
     def _count(self, asked: Asked, results: list[Any]) -> None:
         """For the metrics and the dashboard."""
         metrics.tasks.labels("predicted").inc(sum(isinstance(result, dict) for result in results))
-        for reason, times in Counter(asked.reasons.values()).items():
-            kind = metrics.outcome(reason)
-            metrics.tasks.labels(kind).inc(times)
-            if kind != "late":
-                self.notices.note(asked.project.key, f"No prediction: {reason}", times)
+        metrics.tasks.labels("late").inc(len(asked.late))
+        reasons = (reason for index, reason in asked.reasons.items() if index not in asked.late)
+        for reason, times in Counter(reasons).items():
+            metrics.tasks.labels(metrics.outcome(reason)).inc(times)
+            self.notices.note(asked.project.key, f"No prediction: {reason}", times)
 
 
 def _mirror_image(picture: Picture) -> Picture:

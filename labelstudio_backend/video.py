@@ -37,7 +37,7 @@ LOST_SECONDS = 1.2  # a track that was not seen for longer is forgotten: 30 fram
 AT_ONCE = 8  # frames in memory
 KEPT = 500  # videos whose findings are kept, the most recently used
 
-Detect = Callable[[list[Frame]], Sequence[Detections | str]]
+Detect = Callable[[list[Frame]], Sequence[Detections | str | None]]
 
 
 class NotReachedError(YolonasError):
@@ -114,8 +114,9 @@ class Videos:
         """What there is in a whole video, as far as some frames of each second tell.
 
         file: the video; model: names what `detect` gives, and so what was found before; names: the model's classes;
-        detect: detections of a batch of frames, or reasons why there are none; deadline: of time.monotonic(). Raises
-        NotReachedError when the time is over, MediaError for a file that is no video.
+        detect: detections of a batch of frames, reasons why there are none, or None for what was not reached;
+        deadline: of time.monotonic(). Raises NotReachedError when the time is over, MediaError for a file that is no
+        video or a frame that failed.
         """
         video = checked(file)
         looked = Looked(video.frame_rate(), video.frame_count() or 0)
@@ -151,8 +152,10 @@ class Videos:
                 return
             outcomes = detect(batch)
             for frame, outcome in zip(batch, outcomes, strict=True):
+                if outcome is None:
+                    return
                 if isinstance(outcome, str):
-                    raise NotReachedError(f"frame {frame.index} of its video: {outcome}")
+                    raise MediaError(f"frame {frame.index} of its video: {outcome}")
                 plain = dataclasses.replace(outcome, image=None, signals=None)
                 looked.frames.append(dataclasses.replace(plain, frame=frame.index, time=frame.time))
             slowest = max(slowest, time.monotonic() - begin)

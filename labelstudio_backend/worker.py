@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 from typing import Any
@@ -10,6 +9,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from labelstudio_backend import logs
 from labelstudio_backend.cli import settings_from
 from labelstudio_backend.job_runner import JobRunner
 from labelstudio_backend.jobs import Jobs, open_jobs
@@ -64,7 +64,7 @@ def worker(burst: bool, **options: Any) -> None:
                 os.kill(self.horse_pid, signal.SIGTERM)
             super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logs.configure(settings.log_format)
     where = urlsplit(settings.queue.get_secret_value())
     shown = f"{where.hostname}:{where.port or 6379}" if where.hostname else where.path
     click.echo(f"Takes trainings from Redis at {shown}; versions are in {settings.projects_dir}. Ctrl-C ends it.")

@@ -142,7 +142,6 @@ def test_events_of_other_kinds_are_counted_together(served: Backend) -> None:
 @pytest.mark.parametrize(
     ("reason", "kind"),
     [
-        ("not reached in 80 s (YOLONAS_PREDICT_SECONDS); it will be asked again", "late"),
         ("the model failed on its image (RuntimeError: x)", "model"),
         ('its data has no text under "image", where the label config looks for the image', "data"),
         ("/data/upload/1/a.jpg could not be fetched: localhost answered 404; the file is not there", "media"),

@@ -240,7 +240,7 @@ def test_a_frame_that_fails_keeps_what_was_found_before(tmp_path: Path, film: Pa
     def fail(frames: list[Frame]) -> list[Detections | str]:
         return [*clock.detect(frames)[:2], *["out of memory"] * (len(frames) - 2)]
 
-    with pytest.raises(NotReachedError, match="frame 4 of its video: out of memory"):
+    with pytest.raises(MediaError, match="frame 4 of its video: out of memory"):
         videos.look(film, "v0", Colours.names, fail, time.monotonic() + 1000)
     clock.looked = 0
     videos.look(film, "v0", Colours.names, clock.detect, time.monotonic() + 1000)

@@ -87,14 +87,17 @@ class Acquisition:
                 found[key] = dataclasses.replace(found[key], disagreement=differs)
         store = self._store(project, version, labels)
         ids = {key: task["id"] for key, task in tasks.items() if isinstance(task.get("id"), int)}
-        store.add({task: found[key] for key, task in ids.items()})
+        store.add({task: found[key] for key, task in ids.items() if np.isfinite(found[key].feature).all()})
         if self.strategy == "random":
             return {key: by_chance(version.name, ids.get(key, key)) for key in tasks}
-        others = {task: known for task, known in store.tasks().items() if task not in ids.values()}
+        asked = set(ids.values())
+        others = {task: known for task, known in store.tasks().items() if task not in asked}
         learnt = version.record.get("manifest", {})
         labelled = [known for task, known in others.items() if str(task) in learnt][-REFERENCE:]
         rest = [known for task, known in others.items() if str(task) not in learnt][-REFERENCE:]
         worth = values([*found.values(), *_alike(rest, found)], _alike(labelled, found), self.strategy)
+        if not np.isfinite(worth).all():  # an overflow in a map of half precision: JSON has no such number
+            raise ValueError("the strategy gave scores that are no numbers")
         return {key: 1.0 - float(value) for key, value in zip(found, worth.tolist()[: len(found)], strict=True)}
 
     def _store(self, project: ProjectRegistry, version: Version, labels: Sequence[str]) -> SignalStore:

@@ -468,7 +468,7 @@ def _tail(path: Path) -> list[str]:
         with path.open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
             stream.seek(max(0, size - LOG_BYTES))
-            text = stream.read().decode(errors="replace")
+            text = redact(stream.read().decode(errors="replace"))  # what did not go through logging, too
     except FileNotFoundError:
         return []
     lines = text.splitlines()[1 if size > LOG_BYTES else 0 :]

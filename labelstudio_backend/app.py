@@ -100,7 +100,7 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
         for leftover in registry.clean():
             logger.info("removed what an interrupted write left: %s", leftover)
         for project in registry.projects():
-            with contextlib.suppress(RegistryError, OSError):
+            with contextlib.suppress(RegistryError, OSError, ValueError):  # a record that is no JSON
                 project.retain(settings.keep_versions)
         service.warm()
         if learning is not None:

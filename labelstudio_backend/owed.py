@@ -49,10 +49,6 @@ class Owed:
         due = {str(task): time.time() for task in unanswered if str(task) in owed}
         self._change(due, owed - due.keys())
 
-    def clear(self) -> None:
-        """Nothing is owed any more."""
-        self._change({}, self._tasks().keys())
-
     def _tasks(self) -> dict[str, float]:
         try:
             return dict(json.loads(self._path.read_text(encoding="utf-8")))
@@ -64,7 +60,7 @@ class Owed:
         if not new and not gone:
             return
         try:
-            with locked(self._path.with_suffix(".lock")):
+            with locked(self._path.with_name(".lock")):
                 tasks = {task: when for task, when in self._tasks().items() if task not in gone}
                 with atomic_file(self._path) as stream:
                     stream.write(json.dumps({**tasks, **new}).encode())

@@ -98,7 +98,14 @@ class ProjectRegistry:
             record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RegistryError(f"project {self.key} has no version v{number} in {path.parent}") from None
-        return Version(f"yolonas-{self.key}-v{number}", number, self.key, path, record)
+        return Version(self._name(number), number, self.key, path, record)
+
+    def names(self) -> list[str]:
+        """The names of all versions, oldest first, without reading their records."""
+        return [self._name(number) for number in self._numbers()]
+
+    def _name(self, number: int) -> str:
+        return f"yolonas-{self.key}-v{number}"
 
     def versions(self) -> list[Version]:
         """All versions, oldest first, with those whose files `retain` has removed."""

@@ -54,6 +54,7 @@ class _Known:
     tried: set[int] = field(default_factory=set)  # tasks asked for it so far
     asked: tuple[str, int] | None = None  # the goal for which every task was asked
     predicted: tuple[str, int] | None = None  # the goal for which every task has its prediction
+    left: set[int] = field(default_factory=set)  # tasks that it did not get
     failures: int = 0
     retry: float = 0.0
     chunk: int = 4
@@ -147,8 +148,9 @@ class Reconciler:
             # Label Studio is away: 1, 2, 4, ... times the interval, ten minutes at most
             self._away += 1
             wait: float = self._settings.reconcile_seconds * 2 ** min(self._away - 1, 8)
-            return time.monotonic() + min(wait, 600.0)
-        return time.monotonic() + self._settings.reconcile_seconds if everything else regular
+            return time.monotonic() + min(wait, 600.0) if everything else regular
+        soon = time.monotonic() + self._settings.reconcile_seconds
+        return soon if everything else min(regular, soon)
 
     def _reconcile_all(self, keys: list[str]) -> bool:
         """Reconcile these projects; whether Label Studio answered at all."""
@@ -247,7 +249,7 @@ class Reconciler:
     def _step_forward(self, project: ProjectRegistry, known: _Known, state: Mapping[str, Any]) -> None:
         version = project.current()
         rows = self._client.ml_backends(project.project_id)
-        names = {v.name for v in project.versions()}
+        names = set(project.names())
         row = next((row for row in rows if row.get("model_version") in names or row.get("title") in names), None)
         if row is None:
             self._say(project.key, "no backend of this project in Label Studio answers with one of our versions")
@@ -291,8 +293,11 @@ class Reconciler:
         Of the start weights only for those that somebody asked for and that could not be given in time.
         """
         owed = Owed(project)
-        due = None if version.trained else owed.due()
+        promised = owed.due()
+        due = None if version.trained else promised
         goal = (version.name, task_number)
+        if promised - known.left:  # a batch action was cut short since
+            known.asked = known.predicted = None
         if known.predicted == goal or (known.asked == goal and time.monotonic() < known.retry):
             return
         if known.goal != goal:
@@ -322,15 +327,14 @@ class Reconciler:
         predicted = task_number - len(left)
         if self._client.model_versions(project.project_id).get(version.name, 0) > predicted:
             self._client.delete_second_predictions(project.project_id, version.name)
-        if due is None:
-            owed.clear()
-        else:
-            owed.settle(due, left)  # some were predicted meanwhile, or are no tasks any more
+        owed.settle(promised, left)  # some were predicted meanwhile, or are no tasks any more
+        if due is not None:
             left = sorted(owed.due().intersection(left))
         if known.tried:
             done, asked = len(known.tried) - len(left), len(known.tried)
             log.info("project %s: %d of %d tasks predicted with %s", project.key, done, asked, version.name)
         known.asked, known.predicted, known.tried = goal, None if left or due is not None else goal, set()
+        known.left = set(left)
         known.failures, known.retry = known.failures + 1 if left else 0, 0.0
         if left:
             known.retry = time.monotonic() + min(60.0 * 2 ** min(known.failures - 1, 10), LONGEST_WAIT)
@@ -338,7 +342,7 @@ class Reconciler:
     def _missing(self, project: ProjectRegistry, version: Version) -> list[int]:
         """Tasks without a prediction of this version, those without labels first."""
         filters = []
-        longer = any(v.name != version.name and v.name.startswith(version.name) for v in project.versions())
+        longer = any(name != version.name and name.startswith(version.name) for name in project.names())
         if not longer:  # the filter looks for a part of the name: v1 would find v10 too
             item = "filter:tasks:predictions_model_versions"
             filters.append({"filter": item, "operator": "not_contains", "type": "List", "value": [version.name]})

@@ -49,7 +49,7 @@ class RedisJobs(JobQueue):
     @classmethod
     def open(cls, url: str, folder: Path) -> RedisJobs:
         """The queue at this address; nothing is connected yet."""
-        return cls(Redis.from_url(url, socket_connect_timeout=5.0), folder)
+        return cls(Redis.from_url(url, socket_connect_timeout=5.0, socket_timeout=5.0), folder)
 
     def _change(self, work: Callable[[Rows], T]) -> T:
         results: list[T] = []

@@ -143,7 +143,7 @@ class Service:
 
     def versions(self) -> dict[str, list[str]]:
         """All versions of all projects; Label Studio names no project when it asks."""
-        return {"versions": [version.name for project in self.registry.projects() for version in project.versions()]}
+        return {"versions": [name for project in self.registry.projects() for name in project.names()]}
 
     def project_of(self, payload: Mapping[str, Any]) -> ProjectRegistry | None:
         """The project that a webhook is about, None where it is not known.
@@ -260,14 +260,16 @@ class Service:
             version = self._start(project, controls)
         version = self._serving(project, version)
         owed, everyone = Owed(project), asked.numbers()
-        if asked.level is Level.MANY and self.settings.can_train and not version.trained:
+        if asked.level is Level.MANY and self.settings.can_train:
             owed.promise(everyone)
         try:
             results = self._answer(asked, version, controls)
         except Exception:
-            owed.settle(everyone, everyone)
+            if asked.level is not Level.DRAWING:
+                owed.settle(everyone, everyone)
             raise
-        owed.settle(everyone, everyone if asked.gone.done() else asked.numbers(asked.late))
+        if asked.level is not Level.DRAWING:  # whose answer Label Studio does not store
+            owed.settle(everyone, everyone if asked.gone.done() else asked.numbers(asked.late))
         return results
 
     def _answer(self, asked: Asked, version: Version, controls: list[Control]) -> list[Any]:
@@ -397,6 +399,9 @@ class Service:
         video: _Image,
     ) -> list[dict[str, Any]]:
         """The regions of a task's video; why there are none goes into `asked`."""
+        if asked.gone.done() or time.monotonic() >= asked.deadline:
+            asked.not_reached(video.task)
+            return []
         default, used = model.checkpoint.conf, [controls[index] for index in video.controls]
         conf = lowest_score((control for control, _ in used), default)
 

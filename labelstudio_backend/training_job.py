@@ -24,7 +24,7 @@ from labelstudio_backend.acceptance import fewest_edits_threshold
 from labelstudio_backend.client import LabelStudio, LabelStudioError
 from labelstudio_backend.corrections import corrections, manifest
 from labelstudio_backend.gate import Verdict, judge, rename
-from labelstudio_backend.job import STOPPED, Job, tidy
+from labelstudio_backend.job import STOPPED, Job, State, tidy
 from labelstudio_backend.job_queue import JobQueue, QueueError
 from labelstudio_backend.jobs import open_jobs
 from labelstudio_backend.media import MediaCache
@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 NICENESS = 10  # predictions come first
 CANCEL_SECONDS = 1.0  # how often a training looks whether it is cancelled
+PATIENCE_SECONDS = 60.0  # with a queue that does not answer
 # Images that choose the operating threshold: held-out ones, and where those are fewer, training images. On BCCD two
 # held-out images chose 0.725, which saved 15 % of the edits on the test images, 15 of them 0.65 (26 %); with training
 # images 0.575 (29 %) and 0.625 (27 %), where the best were 0.575 and 0.575.
@@ -189,7 +190,7 @@ class _Training:
         self._continue()
         reason = "; ".join([verdict.reason, *remarks])
         if not verdict.publish:
-            self.jobs.finish(self.job.id, "refused", f"{base.name} goes on: {reason}", record=record)
+            self._finish("refused", f"{base.name} goes on: {reason}", record=record)
             log.info("refused: %s", reason)
         else:
             exported = [] if way.file == artefact else [way.file]
@@ -197,7 +198,7 @@ class _Training:
             if (current := self.project.current().number) < version.number:
                 why = "is pinned" if self.project.pinned() else "was chosen meanwhile"
                 reason = f"{version.name} is a candidate and does not serve, as v{current} {why}: {reason}"
-            self.jobs.finish(self.job.id, "succeeded", reason, version=version.name, record=record)
+            self._finish("succeeded", reason, version=version.name, record=record)
             log.info("published %s, %s: %s", version.name, way, reason)
         self._prune()
         self._look_for_new_labels(data.names)
@@ -216,6 +217,9 @@ class _Training:
             log.warning("old versions could not be removed: %s", error)
         made = {version.record.get("job", 0) for version in self.project.versions() if not version.removed}
         self.jobs.prune(self.project.key, keep=made)
+
+    def _finish(self, state: State, reason: str, **more: Any) -> None:
+        _patiently(lambda: self.jobs.finish(self.job.id, state, reason, **more))
 
     def _continue(self) -> None:
         if self.should_stop():
@@ -253,7 +257,7 @@ class _Training:
         self._report(0.0, "pulling the annotations")
         controls = self._controls()
         found = corrections(self.client.iter_tasks(self.project.project_id, only_annotated=True))
-        self.jobs.report(self.job.id, manifest=manifest(found))
+        _patiently(lambda: self.jobs.report(self.job.id, manifest=manifest(found)))
         hostname = str(self.project.metadata().get("hostname", ""))
         media = MediaCache(self.settings, self.client)
 
@@ -415,7 +419,7 @@ class _Training:
         figures = _figures(coco_ap(data.held_out, after))
         if self.curve:
             self.curve[-1]["ap50"] = figures["ap50"]
-            self.jobs.report(self.job.id, curve=self.curve)
+            self._report(TRAINED, f"comparing with {base.name}", curve=self.curve)
         own = base.trained or base.weights == UNTRAINED
         before = detections(serving.load(base, self.settings), own=own)
         verdict = judge(data.held_out, before, after, first=not base.trained)
@@ -430,6 +434,20 @@ class _Training:
             return
         if new:
             self.jobs.enqueue(self.job.project, f"new labels in the label config: {', '.join(new)}")
+
+
+def _patiently(work: Callable[[], object]) -> None:
+    """Do what the job's history must have, for a minute if need be: a queue on another machine may be away."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            work()
+            return
+        except QueueError as error:
+            if time.monotonic() > until:
+                raise
+            log.warning("%s", error)
+            time.sleep(2.0)
 
 
 def _known_sources(sources: Mapping[str, Sequence[str]], known: Sequence[str]) -> dict[str, str]:

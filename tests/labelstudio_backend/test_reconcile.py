@@ -553,6 +553,42 @@ def test_what_start_weights_owe_is_no_matter_once_a_trained_version_has_predicte
     assert Owed(asking.bench.project).due() == set()
 
 
+def test_a_batch_action_cut_short_under_a_trained_version_is_finished_too(asking: Asking) -> None:
+    v1 = asking.bench.publish()
+    asking.service.preload(asking.bench.project.key)
+    while not all(v1 in versions for versions in asking.studio.given.values()):
+        asking.bench.reconcile()
+    for versions in asking.studio.given.values():  # somebody deletes the predictions and asks for ten again
+        versions.clear()
+    asking.looked, asking.enough_for = 0, 3
+    asking.retrieve(5, range(1, 11))
+    assert sum(bool(asking.studio.given[number]) for number in range(1, 11)) == 3
+    asking.enough_for = 10**9
+    asking.bench.reconcile()
+    assert all(asking.studio.given[number] == [v1] for number in range(1, 11))
+    assert Owed(asking.bench.project).due() == set()
+
+
+def test_a_task_that_is_late_each_time_does_not_hold_up_what_is_promised_since(asking: Asking) -> None:
+    asking.enough_for = 0
+    for _ in range(3):
+        asking.retrieve(5, [1, 2])
+        asking.bench.reconcile()
+    asking.retrieve(5, [4, 5])
+    asking.enough_for = 10**9
+    asking.bench.reconcile()
+    assert all(asking.studio.given[number] for number in (1, 2, 4, 5))
+
+
+def test_drawing_on_a_task_does_not_take_its_promise(asking: Asking) -> None:
+    asking.enough_for = 0
+    asking.retrieve(5, [1, 2])
+    asking.enough_for = 10**9
+    drawing = {"tasks": [{"id": 1, "data": {"image": grey(1)}}], "project": UID, "label_config": CONFIG}
+    asking.service.predict(drawing | {"params": {"context": {"result": []}}})
+    assert Owed(asking.bench.project).due() == {1, 2}
+
+
 def test_a_project_that_another_server_is_about_is_left_to_it_and_looked_at_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

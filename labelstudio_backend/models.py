@@ -82,6 +82,11 @@ class Models:
         with self._guard:
             return _key(version) in self._models
 
+    def failed(self, version: Version) -> bool:
+        """Whether the version could not be loaded when it was last tried."""
+        with self._guard:
+            return _key(version) in self._failed
+
     def get(self, version: Version, deadline: float) -> Model:
         """The model of a version; waits for it until `deadline` (time.monotonic()).
 

@@ -277,7 +277,13 @@ class Service:
         found = {index: _Found() for index in range(len(asked.tasks))}
         labels, anything = _labels(controls), False
         for served, members in by_weights(version, controls):
-            model = self._loaded(asked, served)
+            try:
+                model = self._loaded(asked, served)
+            except YolonasError as error:
+                if served.name == version.name or not self.models.failed(served):
+                    raise
+                logger.error("project %s: no boxes of a tag: %s", asked.project.key, error)  # the other tags go on
+                continue
             self._tell_mapping(asked.project, version, controls)
             maps = {index: map_labels(controls[index], model.names, own=own_labels(served)) for index in members}
             if not any(label_map.to_label for label_map in maps.values()):

@@ -211,6 +211,8 @@ class Settings(BaseSettings):
     def _guarded(self) -> Self:
         if bool(self.basic_auth_user) != bool(self.basic_auth_pass):
             raise ValueError("YOLONAS_BASIC_AUTH_USER and YOLONAS_BASIC_AUTH_PASS are set together or not at all")
+        if self.shared_dir and not self.queue:
+            raise ValueError("YOLONAS_SHARED_DIR is for several servers: set YOLONAS_QUEUE, which they share too")
         secrets = [s.get_secret_value() for s in (self.label_studio_token, self.basic_auth_pass, self.secret) if s]
         login = f"{self.basic_auth_user}:{self.basic_auth_pass.get_secret_value()}" if self.basic_auth_pass else None
         redaction.hide(*secrets, login)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click import ClickException
 from click.testing import CliRunner
 
 from labelstudio_backend.cli import describe, main, read_settings
@@ -51,6 +52,8 @@ def test_a_shared_folder_and_a_queue_are_taken_from_the_environment(
     monkeypatch.setenv("YOLONAS_QUEUE", " ")
     assert (read_settings().shared_dir, read_settings().queue) == (None, None)
     monkeypatch.setenv("YOLONAS_SHARED_DIR", "/mnt/yolonas")
+    with pytest.raises(ClickException, match="set YOLONAS_QUEUE"):
+        read_settings()
     monkeypatch.setenv("YOLONAS_QUEUE", "redis://:opensesame@host/0")
     settings = read_settings()
     assert (settings.projects_dir, settings.jobs_dir) == (Path("/mnt/yolonas/projects"), Path("/mnt/yolonas/jobs"))

@@ -162,6 +162,12 @@ def test_each_tag_is_predicted_by_its_own_weights(harness: Harness, caplog: pyte
     assert "<first> Car <- car;" in caplog.text
 
 
+def test_weights_of_a_tag_that_cannot_be_loaded_cost_that_tag_its_boxes_alone(harness: Harness) -> None:
+    del harness.classes["parts.safetensors"]
+    _, prediction = harness.predict(CONFIG.format("", ' model_path="parts.safetensors"'))
+    assert found(prediction) == [("first", "Car")]
+
+
 def test_other_weights_of_a_tag_are_another_version(harness: Harness, folder: Path) -> None:
     config = CONFIG.format("", ' model_path="parts.safetensors"')
     first, _ = harness.predict(config)

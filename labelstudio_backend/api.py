@@ -34,15 +34,15 @@ from fastapi.responses import HTMLResponse
 from labelstudio_backend.asked import read_task_image
 from labelstudio_backend.job import Job
 from labelstudio_backend.job_queue import JobQueue
+from labelstudio_backend.mapping import Mapped, mapped, served_controls
 from labelstudio_backend.metrics import figures
 from labelstudio_backend.overview import Overview, Seen
 from labelstudio_backend.redaction import redact
 from labelstudio_backend.registry import ProjectRegistry, Registry
-from labelstudio_backend.service import Service, own_labels, served_controls
+from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import RECORD, RegistryError, Version
 from yolonas.errors import YolonasError
-from yolonas.labelstudio import map_labels
 
 log = logging.getLogger(__name__)
 
@@ -197,26 +197,22 @@ class Api:
         if not controls:
             wanted = '<RectangleLabels> with labels on an <Image value="$...">'
             return {"controls": [], "problem": f"The label config has no {wanted}, so nothing is predicted."}
-        names = None if version is None else self._service.models.names(version)
-        if version is None or names is None:
+        found = [] if version is None else mapped(controls, version, self._service.models.names)
+        if any(one.version is not None and one.names is None for one in found) or not found:
             shown = [(c.from_name, [{"label": label, "classes": None} for label in c.labels]) for c in controls]
             problem = "The model is not loaded yet, so its classes are not known."
             return {"controls": [{"name": name, "labels": labels} for name, labels in shown], "problem": problem}
-        own, found = own_labels(version), []
-        for control in controls:
-            classes: dict[str, list[str]] = {label: [] for label in control.labels}
-            for index, label in map_labels(control, names, own=own).to_label.items():
-                classes[label].append(names[index])
-            found.append(
-                {
-                    "name": control.from_name,
-                    "labels": [
-                        {"label": label, "classes": known, "advice": None if known else _advice(label, own)}
-                        for label, known in classes.items()
-                    ],
-                }
-            )
-        return {"controls": found, "problem": None}
+        told = [
+            {
+                "name": one.control.from_name,
+                "labels": [
+                    {"label": label, "classes": known, "advice": None if known else _advice(label, one)}
+                    for label, known in one.classes.items()
+                ],
+            }
+            for one in found
+        ]
+        return {"controls": told, "problem": None}
 
     def versions(self, key: str) -> dict[str, Any]:
         """The versions of a project, newest first."""
@@ -455,8 +451,10 @@ def _box(region: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _advice(label: str, own: bool) -> str:
-    if own:
+def _advice(label: str, one: Mapped) -> str:
+    if one.version is None:
+        return str(one.remark)
+    if one.own:
         return "Label some tasks with it: the next training learns it."
     tag = f'predicted_values="..." on <Label value="{label}">'
     return f"The model has no class of this name: name one by {tag}, or label some tasks for the first training."

@@ -182,7 +182,7 @@ def _shared(settings: Settings) -> list[str]:
 
 def _mapping(project: ProjectRegistry) -> list[str]:
     """Which classes become which labels of a project, a line for each control, or why that is not known."""
-    from labelstudio_backend.service import describe_mapping, served_controls
+    from labelstudio_backend.mapping import describe, mapped, served_controls
     from labelstudio_backend.version import RegistryError, class_names
 
     try:
@@ -191,7 +191,7 @@ def _mapping(project: ProjectRegistry) -> list[str]:
         return []
     try:
         controls = served_controls(project.label_config)
-        return describe_mapping(controls, class_names(version), version) if controls else []
+        return describe(mapped(controls, version, class_names), version)
     except YolonasError as error:
         return [f"no predictions: {error}"]
 

@@ -29,12 +29,12 @@ from labelstudio_backend.backend import (
 from labelstudio_backend.cli import settings_from
 from labelstudio_backend.client import RESERVED_ADVICE, LabelStudio, LabelStudioError, jwt_payload, project_uid
 from labelstudio_backend.connect import SAMPLING, backend_url, explanation, left_webhooks, missing_of, project_options
+from labelstudio_backend.mapping import Mapped
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.registry import Registry
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import Version, class_names
 from yolonas.errors import YolonasError
-from yolonas.labelstudio import Control, map_labels
 
 TESTED = (1, 23)  # of Label Studio
 TRIED_IMAGES = 3
@@ -336,7 +336,7 @@ class _Doctor:
         return next((v for project in projects for v in project.versions() if v.name == name), None)
 
     def _labels(self, state: Mapping[str, Any], row: Mapping[str, Any], backend: Backend) -> Iterator[Check]:
-        from labelstudio_backend.service import served_controls
+        from labelstudio_backend.mapping import mapped, served_controls
 
         name, version = "Labels", self._version(row)
         try:
@@ -348,12 +348,11 @@ class _Doctor:
             if version is None:
                 yield from self._labels_told(str(row.get("model_version")), backend)
                 return
-            names = class_names(version)
+            found = mapped(controls, version, class_names)
         except YolonasError as error:
             yield _failed(name, error)
             return
-        for control in controls:
-            yield _mapping(control, names, version)
+        yield from map(_mapping, found)
 
     def _labels_told(self, version: str, backend: Backend) -> Iterator[Check]:
         """What the backend says of its labels itself, where its state is on another machine."""
@@ -429,7 +428,7 @@ class _Doctor:
 
     def _images(self, state: Mapping[str, Any]) -> Iterator[Check]:
         """Some of the images, fetched as for a prediction, into a cache of their own: so really fetched."""
-        from labelstudio_backend.service import served_controls
+        from labelstudio_backend.mapping import served_controls
         from labelstudio_backend.video import checked
         from yolonas.inference.sources import read_image
 
@@ -499,18 +498,19 @@ class _Doctor:
             yield Check("Disk", "OK", text)
 
 
-def _mapping(control: Control, names: Sequence[str], version: Version) -> Check:
+def _mapping(one: Mapped) -> Check:
     """How many of a control's labels the model's classes become, and what to write for the others."""
-    own = version.labels is not None  # its classes are the project's labels
-    mapping = map_labels(control, names, own=own)
-    known = len(control.labels) - len(mapping.unmatched)
-    text = _share(known, len(control.labels), control.from_name, mapping.unmatched)
-    if not mapping.unmatched:
+    control, names, unmatched = one.control, one.names or (), one.unmatched
+    known = len(control.labels) - len(unmatched)
+    text = _share(known, len(control.labels), control.from_name, unmatched)
+    if not unmatched:
         return Check("Labels", "OK", text)
     state: State = "WARN" if known else "FAIL"
-    if own:
+    if one.version is None:
+        return Check("Labels", state, text, str(one.remark))
+    if one.own:
         return Check("Labels", state, text, "the version has not learned them: label some, and train")
-    first = mapping.unmatched[0]
+    first = unmatched[0]
     close = difflib.get_close_matches(first.casefold(), names, 3, 0.6)
     shown = list(dict.fromkeys([*close, *names]))[:SHOWN_CLASSES]
     more = f" and {len(names) - len(shown)} more" if len(names) > len(shown) else ""

@@ -14,8 +14,8 @@ from labelstudio_backend.acquisition import by_chance, older_regions, reasons, r
 from labelstudio_backend.cli import settings_from
 from labelstudio_backend.client import LabelStudio, project_uid
 from labelstudio_backend.connect import SAMPLING
+from labelstudio_backend.mapping import served_controls
 from labelstudio_backend.registry import ProjectRegistry, Registry
-from labelstudio_backend.service import served_controls
 from labelstudio_backend.signal_store import SignalStore
 from labelstudio_backend.version import Version
 from yolonas.active_learning import BACKGROUND, STRATEGIES, ImageSignals, class_doubt, select

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,14 +19,15 @@ from labelstudio_backend import logs, metrics
 from labelstudio_backend.acquisition import Acquisition, of_control
 from labelstudio_backend.asked import Asked, level_of
 from labelstudio_backend.client import project_uid
+from labelstudio_backend.mapping import describe, mapped, own_labels, served_controls
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load, Model, Models
 from labelstudio_backend.notices import Notices
 from labelstudio_backend.owed import Owed
 from labelstudio_backend.registry import ProjectRegistry, Registry, project_key
 from labelstudio_backend.scheduler import Level, Picture, Scheduler
-from labelstudio_backend.settings import UNTRAINED, Settings
-from labelstudio_backend.tag_weights import by_weights, problem, start_weights, version_for
+from labelstudio_backend.settings import Settings
+from labelstudio_backend.tag_weights import by_weights, start_weights
 from labelstudio_backend.version import RegistryError, Version
 from labelstudio_backend.video import NotReachedError, Videos, lowest_score, tracks
 from yolonas.active_learning import disagreement, mirrored
@@ -38,7 +38,6 @@ from yolonas.labelstudio import (
     LabelConfigError,
     LabelMap,
     map_labels,
-    parse_label_config,
     task_score,
     to_regions,
 )
@@ -189,12 +188,9 @@ class Service:
 
     def _tell_mapping(self, project: ProjectRegistry, version: Version, controls: list[Control]) -> None:
         """Log, once for each change, which classes of the model become which labels, as far as they are known."""
-        names = {served.name: self.models.names(served) for served, _ in by_weights(version, controls)}
-        if controls and None not in names.values():
-            own = {control.from_name: version_for(version, control) for control in controls}
-            tag_names = {name: names[served.name] for name, served in own.items() if served is not None}
-            lines = describe_mapping(controls, names.get(version.name) or (), version, tag_names)
-            self._tell(project.key, f"serves {version.name}: {'; '.join(lines)}")
+        found = mapped(controls, version, self.models.names)
+        if found and all(one.version is None or one.names is not None for one in found):
+            self._tell(project.key, f"serves {version.name}: {'; '.join(describe(found, version))}")
 
     def _tell_mapping_soon(self, project: ProjectRegistry, version: Version, controls: list[Control]) -> None:
         """Log the mapping now where the classes are known, else when the model, loading from now on, tells them."""
@@ -447,55 +443,6 @@ class Service:
 
 def _mirror_image(picture: Picture) -> Picture:
     return Picture(("mirrored", picture.key), lambda: np.ascontiguousarray(picture.read()[:, ::-1]))
-
-
-def served_controls(label_config: str | None) -> list[Control]:
-    """The tags of a label config that want predictions. Raises LabelConfigError."""
-    return [control for control in parse_label_config(label_config or "<View/>") if control.labels and not control.skip]
-
-
-def describe_mapping(
-    controls: Sequence[Control],
-    names: Sequence[str],
-    version: Version,
-    tag_names: Mapping[str, Sequence[str] | None] = MappingProxyType({}),
-) -> list[str]:
-    """For each control: which of the version's classes `names` become which label, and the labels that none becomes.
-
-    Of a tag with weights of its own the classes are `tag_names[from_name]`, where they are known. A line also says so
-    where its `model_path` is not used.
-    """
-    lines = []
-    for control in controls:
-        text = f"<{control.from_name}> "
-        remark = problem(version, control)
-        if remark is not None and not version.trained:
-            lines.append(text + remark)
-            continue
-        served = version_for(version, control) or version
-        known_names = names if served is version else tag_names.get(control.from_name)
-        if known_names is None:
-            lines.append(f"{text}is predicted by {served.weights}")
-            continue
-        mapping = map_labels(control, known_names, own=own_labels(served))
-        sources: dict[str, list[str]] = {}
-        for index, label in mapping.to_label.items():
-            sources.setdefault(label, []).append(known_names[index])
-        known = ", ".join(f"{label} <- {' + '.join(classes)}" for label, classes in sources.items())
-        text += known or "no label is known to the model"
-        if served is not version:
-            text += f", by {served.weights}"
-        if mapping.unmatched:
-            text += f"; not predicted: {', '.join(mapping.unmatched)}"
-            if not own_labels(served):
-                text += ' (no class of that name; predicted_values="..." on the Label names other classes)'
-        lines.append(text if remark is None else f"{text}; {remark}")
-    return lines
-
-
-def own_labels(version: Version) -> bool:
-    """Whether the version's classes are the project's labels."""
-    return version.trained or version.weights == UNTRAINED
 
 
 def _labels(controls: list[Control]) -> list[str]:

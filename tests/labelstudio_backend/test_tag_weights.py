@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
+from labelstudio_backend.mapping import describe, mapped, served_controls
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.registry import Registry
-from labelstudio_backend.service import Service, describe_mapping, served_controls
+from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.tag_weights import find
 from labelstudio_backend.version import Version
@@ -151,6 +152,11 @@ def found(prediction: Any) -> list[tuple[str, str]]:
     return [(region["from_name"], region["value"]["rectanglelabels"][0]) for region in prediction["result"]]
 
 
+def lines_of(config: str, names: tuple[str, ...], version: Version) -> list[str]:
+    """What `serve` tells, where all weights know these classes."""
+    return describe(mapped(served_controls(config), version, lambda _: names), version)
+
+
 def test_each_tag_is_predicted_by_its_own_weights(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     config = CONFIG.format("", ' model_path="parts.safetensors"')
@@ -196,7 +202,7 @@ def test_a_bad_path_costs_its_own_tag_only(harness: Harness, caplog: pytest.LogC
     assert found(prediction) == [("first", "Car")]
     assert eventually(lambda: '<second> no boxes: model_path="../secret.pth" is no name of weights' in caplog.text)
     (project,) = harness.registry.projects()
-    lines = describe_mapping(served_controls(config), ("car", "dog"), project.current())
+    lines = lines_of(config, ("car", "dog"), project.current())
     assert lines[0] == "<first> Car <- car"
     assert lines[1].startswith('<second> no boxes: model_path="../secret.pth"')
     both = CONFIG.format(' model_path="gone"', ' model_path="../secret.pth"')
@@ -209,8 +215,18 @@ def test_a_path_that_setup_has_not_seen_waits_for_it(harness: Harness) -> None:
     _, prediction = harness.predict(config, setup=False)
     assert found(prediction) == [("first", "Car")]
     (project,) = harness.registry.projects()
-    line = describe_mapping(served_controls(config), ("car",), project.current())[1]
+    line = lines_of(config, ("car",), project.current())[1]
     assert "is new; open the model page" in line
+
+
+def test_what_is_told_of_a_tag_is_of_its_own_weights(harness: Harness) -> None:
+    config = CONFIG.format("", ' model_path="parts.safetensors"')
+    harness.predict(config)
+    (project,) = harness.registry.projects()
+    known = {"yolo_nas_s_coco": ("car",), "parts.safetensors": ("washer",)}
+    found = mapped(served_controls(config), project.current(), lambda version: known[Path(version.weights).name])
+    assert [one.classes for one in found] == [{"Car": ["car"]}, {"Washer": ["washer"]}]
+    assert [one.own for one in found] == [False, False]
 
 
 def test_a_trained_version_predicts_for_all_tags(harness: Harness, tmp_path: Path) -> None:
@@ -224,7 +240,7 @@ def test_a_trained_version_predicts_for_all_tags(harness: Harness, tmp_path: Pat
     version, prediction = harness.predict(config)
     assert version == trained.name
     assert found(prediction) == [("second", "Washer")]  # the fake finds its first class only
-    lines = describe_mapping(served_controls(config), ("Washer", "Car"), trained)
+    lines = lines_of(config, ("Washer", "Car"), trained)
     assert lines == [
         "<first> Car <- Car",
         '<second> Washer <- Washer; model_path="parts.safetensors" is not used any more: this version was trained in '

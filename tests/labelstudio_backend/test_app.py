@@ -312,7 +312,7 @@ def test_what_the_client_has_given_up_on_is_not_computed(
 ) -> None:
     model = GatedModel()
     url, app = server(model)
-    given_up = httpx.Client(base_url=url, timeout=httpx.Timeout(20, read=0.5))
+    given_up = httpx.Client(base_url=url, timeout=httpx.Timeout(20, read=3))
     with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=20) as http:
         try:
             leaving = pool.submit(given_up.post, "/predict", json=predict_body(50))

@@ -170,7 +170,7 @@ def test_the_certificate_must_be_the_name_s(server: ThreadingHTTPServer, tmp_pat
 
 def self_signed(name: str, folder: Path) -> Path:
     """A certificate and its key, in one file."""
-    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 

@@ -90,8 +90,10 @@ class SubPath(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """The address of an S3 with one bucket, `shelf`, of one picture."""
-    boto3, moto = pytest.importorskip("boto3"), pytest.importorskip("moto.server")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"

@@ -8,13 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
+import schemathesis
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 
 from labelstudio_backend.settings import Settings
 from small_backend import small_backend
 
-schemathesis = pytest.importorskip("schemathesis")
 GenerationMode = schemathesis.GenerationMode
 
 SECRET = "0f1e2d3c4b5a69788796"

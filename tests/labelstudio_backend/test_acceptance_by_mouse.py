@@ -17,7 +17,7 @@ from yolonas.inference.sources import write_image
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.labelstudio, pytest.mark.slow, pytest.mark.timeout(600)]  # its outcome is a fast test, too
 WIDTH, HEIGHT = 640, 480
 
 

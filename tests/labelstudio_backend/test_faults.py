@@ -38,10 +38,12 @@ def test_label_studio_is_away(day: labelling_day.Day) -> None:
     labelling_day.away(day, 3.0)
 
 
+@pytest.mark.slow
 def test_webhooks_come_twice_and_late(day: labelling_day.Day) -> None:
     labelling_day.doubled_and_delayed(day)
 
 
+@pytest.mark.slow
 def test_the_label_config_changes_during_a_training(day: labelling_day.Day) -> None:
     labelling_day.config_changed(day)
 

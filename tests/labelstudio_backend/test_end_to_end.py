@@ -195,9 +195,9 @@ def in_step(loop: Loop, *, predicted: bool = True) -> None:
     version = loop.registry.current().name
 
     def title_and_project() -> bool:
-        (row,) = loop.client.ml_backends(loop.project)
-        assert row["model_version"] == version, "what /setup answers"
-        return row["title"] == version and loop.client.get_project(loop.project)["model_version"] == version
+        (row,) = loop.client.ml_backends(loop.project)  # it asks /setup, which names the version before while one loads
+        shown = loop.client.get_project(loop.project)["model_version"]
+        return {row["model_version"], row["title"], shown} == {version}
 
     wait(title_and_project, 60, f"title and model_version {version}")
     if predicted:

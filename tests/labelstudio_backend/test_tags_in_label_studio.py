@@ -93,7 +93,8 @@ def shown(studio: Studio, folder: Path, project: int, task: int) -> list[dict[st
         studio.log_in(page)
         page.goto(f"{studio.url}/projects/{project}/data?task={task}")
         regions = "window.Htx && window.Htx.annotationStore.selected && window.Htx.annotationStore.selected.regions"
-        page.wait_for_function(f"(r => r && r.length > 0)({regions})", timeout=60_000)
+        labelled = "r => r && r.length > 0 && r.every(x => x.labeling && x.labeling.mainValue.length > 0)"
+        page.wait_for_function(f"({labelled})({regions})", timeout=60_000)  # they come before their labels
         page.wait_for_timeout(1000)  # for those that come one by one
         found = page.evaluate(f"{regions}.map(r => ({{labels: r.labeling && r.labeling.mainValue, type: r.type}}))")
         return list(found)

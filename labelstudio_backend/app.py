@@ -27,7 +27,7 @@ from starlette.exceptions import HTTPException
 from labelstudio_backend import metrics, openapi
 from labelstudio_backend.api import Api
 from labelstudio_backend.client import LabelStudio
-from labelstudio_backend.control_api import control_router
+from labelstudio_backend.control_api import Queue, control_router
 from labelstudio_backend.job_queue import JobQueue, QueueError
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load
@@ -48,15 +48,6 @@ logger = logging.getLogger(__name__)
 QUICK_THREADS = 4
 SENTENCE = 1000  # characters of an error: what was sent may be in it
 PREDICT_THREADS = 64  # they wait for the scheduler; what comes on top of so many is refused at once
-
-
-class Queue(Protocol):
-    """Where trainings are asked for."""
-
-    def enqueue(self, project: str, trigger: str) -> int: ...
-    def cancel(self, job_id: int) -> bool: ...
-    def retry(self, job_id: int) -> int | None: ...
-    def status(self, job_id: int | str) -> Mapping[str, Any] | None: ...
 
 
 class Learner(Protocol):

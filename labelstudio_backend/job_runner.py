@@ -250,12 +250,17 @@ class JobRunner:
 
     def _ended(self, job: Job) -> None:
         self._terminated.pop(job.id, None)
-        log.info("job %d of %s %s: %s", job.id, job.project, job.state, job.reason)
-        tidy_ended(self.jobs, job.project)
-        try:
-            self._on_end(job)
-        except Exception:
-            log.exception("the end of job %d could not be passed on", job.id)
+        tell_end(self.jobs, job, self._on_end)
+
+
+def tell_end(jobs: JobQueue, job: Job, on_end: Callable[[Job], None]) -> None:
+    """Log that a job ended, tidy up after its project's jobs, and pass the end on; what fails there is logged."""
+    log.info("job %d of %s %s: %s", job.id, job.project, job.state, job.reason)
+    tidy_ended(jobs, job.project)
+    try:
+        on_end(job)
+    except Exception:
+        log.exception("the end of job %d could not be passed on", job.id)
 
 
 def go_on(jobs: JobQueue, job: Job) -> Job | None:

@@ -262,7 +262,7 @@ class Reconciler:
                 log.info("project %s: the title of backend %s is now %s", project.key, row["id"], version.name)
         if row["title"] != version.name:
             raise LabelStudioError(f"the title of backend {row['id']} stays {row['title']!r}, not {version.name!r}")
-        self._follow(project, names, row, version)
+        self._follow(project, names, version)
         if not version.trained and not Owed(project).due():
             return  # boxes of the start weights come when somebody asks for them
         if rows[0]["id"] != row["id"]:
@@ -274,7 +274,7 @@ class Reconciler:
         else:
             self._predict_again(project, known, version, int(state["task_number"]))
 
-    def _follow(self, project: ProjectRegistry, names: set[str], row: dict[str, Any], version: Version) -> None:
+    def _follow(self, project: ProjectRegistry, names: set[str], version: Version) -> None:
         """See that project.model_version is the version, unless somebody chose other predictions by hand."""
         shown = self._client.get_project(project.project_id).get("model_version")
         if shown == version.name:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from labelstudio_backend.job import FINAL, Job
 from labelstudio_backend.job_queue import QueueError
-from labelstudio_backend.job_runner import go_on, tidy_ended
+from labelstudio_backend.job_runner import go_on, tell_end
 from labelstudio_backend.redis_jobs import RedisJobs
 
 log = logging.getLogger(__name__)
@@ -67,10 +67,5 @@ class RemoteRunner:
         told, self._told = self._told, {(job.id, job.finished) for job in ended}
         for job in ended:
             if told is not None and (job.id, job.finished) not in told:
-                log.info("job %d of %s %s: %s", job.id, job.project, job.state, job.reason)
-                tidy_ended(self.jobs, job.project)
-                try:
-                    self._on_end(job)
-                except Exception:
-                    log.exception("the end of job %d could not be passed on", job.id)
+                tell_end(self.jobs, job, self._on_end)
         self.jobs.dispatch()

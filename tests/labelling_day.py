@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
@@ -22,12 +24,13 @@ import numpy as np
 import fault_process
 from fake_label_studio import FakeLabelStudio
 from labelstudio_backend import local_label_studio
-from labelstudio_backend.client import LabelStudio
-from labelstudio_backend.corrections import corrections, manifest
+from labelstudio_backend.client import LabelStudio, project_uid
+from labelstudio_backend.corrections import corrections, held_out, manifest
 from labelstudio_backend.job import Job
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.local_label_studio import Process
-from labelstudio_backend.registry import ProjectRegistry, Registry
+from labelstudio_backend.registry import ProjectRegistry, Registry, project_key
+from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import CHECKPOINT
 
 HERE = Path(__file__).resolve().parent
@@ -64,6 +67,7 @@ class Day:
         picture = np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8)
         content = cv2.imencode(".png", picture)[1].tobytes()
         self.tasks = self.client.upload_files(self.project, [(f"{n}.png", content) for n in range(self.count)])
+        self._date_project()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._watcher.start()
         return self
@@ -77,6 +81,21 @@ class Day:
                 os.kill(process, signal.SIGKILL)
         self.client.close()
         self.studio.__exit__()
+
+    def _date_project(self) -> None:
+        """Give the project a date with which its first three tasks are learnt from, and another one is held out.
+
+        The part of a task is a hash of its project's date and address: by chance all that is labelled is held out, and
+        nothing can be learnt.
+        """
+        row = self.studio.projects[self.project]
+        fraction = float(Settings.model_fields["held_out"].default)
+        for second in itertools.count(1):
+            row["created_at"] = datetime.fromtimestamp(second, UTC).isoformat()
+            key = project_key(self.studio.url, project_uid(row))
+            parts = [held_out(key, task, fraction) for task in self.tasks]
+            if not any(parts[:3]) and any(parts):
+                return
 
     # -- the machine -----------------------------------------------------------------------------------------------
 
@@ -257,9 +276,9 @@ def killed_in_a_burst(day: Day, events: int, seconds: float) -> float:
 def killed_at_random(day: Day, times: int, seed: int = 0) -> None:
     """The server or the training, at a random moment after a correction, again and again."""
     draw = random.Random(seed)
-    for _ in range(times):
+    for number in range(times):
         day.keep_running()
-        day.label(draw.choice(day.tasks))
+        day.label(draw.choice(day.tasks) if number else day.tasks[0])
         time.sleep(draw.uniform(0.0, 2.5))
         trainings = list(job_processes(day.state_dir))
         if trainings and draw.random() < 0.5:

@@ -17,6 +17,7 @@ from labelstudio_backend.settings import Settings
 from labelstudio_backend.training_job import THRESHOLD_IMAGES
 from loop_rounds import Corrected
 from yolonas import checkpoint
+from yolonas.active_learning import SIGNALS_CONF, ImageSignals, disagreement, select
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.evaluation import coco_ap, predict_dataset
 from yolonas.inference.detections import Detections
@@ -26,10 +27,6 @@ from yolonas.training.recipe import Recipe
 from yolonas.training.trainer import train
 
 BATCH = 8
-# What people are shown does not tell how doubtful an image is. With versions trained on 25 and 50 images, the rank
-# correlation of uncertainty with the edits that an image needs was -0.1 by the boxes shown, 0.5 and 0.6 by those above
-# 0.1.
-SIGNALS_CONF = 0.1
 
 
 class DirectTeam:
@@ -133,8 +130,6 @@ class DirectTeam:
         rest = [image for image in range(len(self.pool)) if image not in self.labelled]
         if self.strategy == "random":
             return [rest[k] for k in np.random.default_rng([self.seed, self.round]).permutation(len(rest))]
-        from yolonas.active_learning import ImageSignals, disagreement, select
-
         found = self._detect(rest)
         differences: list[float | None] = [None] * len(rest)
         if self.strategy in ("disagreement", "mix"):

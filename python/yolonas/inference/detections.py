@@ -14,7 +14,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import supervision
 
-    from yolonas.active_learning import ImageSignals
+    from yolonas.inference.signals import ImageSignals
 
 
 class Detection(NamedTuple):

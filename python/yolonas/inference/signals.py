@@ -2,18 +2,82 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from yolonas.active_learning import ImageSignals, box_spread, class_doubt
-from yolonas.inference.runtimes import Canvases, Found
 from yolonas.model.config import STRIDES
 
+if TYPE_CHECKING:
+    from yolonas.inference.detections import Detections
+    from yolonas.inference.runtimes import Canvases, Found
+
+Floats = npt.NDArray[Any]  # float64
+
+BACKGROUND = -1  # the rival of a box that may be no object at all
 FINITE = 50.0  # the logit of a class that is not looked for is minus infinity
 STEP = 16  # px of the canvas between the pixels that stand for its looks
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSignals:
+    """What the network said about one image, as far as it tells whether to label it.
+
+    scores: [n] 0..1, labels: int [n] of the boxes. margins: [n] 0..1, how far the box's class is ahead of its rival,
+    and entropies: [n] 0..1, see `class_doubt`; rivals: int [n], the second in line, BACKGROUND for "no object".
+    spreads: [n] 0..1, see `box_spread`. feature: [d], images that look alike to the network have similar ones.
+    disagreement: 0..1, see `disagreement`; None where there is nothing to compare with. Raises ValueError where the
+    arrays do not belong together.
+    """
+
+    scores: npt.NDArray[Any]
+    labels: npt.NDArray[Any]
+    margins: npt.NDArray[Any]
+    entropies: npt.NDArray[Any]
+    rivals: npt.NDArray[Any]
+    spreads: npt.NDArray[Any]
+    feature: npt.NDArray[Any]
+    disagreement: float | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {name: np.shape(getattr(self, name)) for name in _OF_BOXES}
+        if len(set(sizes.values())) != 1 or np.ndim(self.scores) != 1 or np.ndim(self.feature) != 1:
+            raise ValueError(f"the signals of boxes must be equally many, and the feature one row, not {sizes}")
+
+    @classmethod
+    def of(cls, detections: Detections, disagreement: float | None = None) -> ImageSignals:
+        """The signals of detections; where they carry none, as those of a file with its NMS inside, by scores alone.
+
+        A score s stands for a margin of |2 s - 1|, its place for certain, and the classes for the feature.
+        """
+        if detections.signals is not None:
+            return dataclasses.replace(detections.signals, disagreement=disagreement)
+        scores = np.asarray(detections.scores, np.float64)
+        logits = _logit(scores)[:, None]
+        margins, entropies, _ = class_doubt(logits)
+        feature = np.log1p(np.bincount(detections.labels, scores, len(detections.names)))
+        rivals = np.full(len(scores), BACKGROUND)
+        return cls(scores, detections.labels, margins, entropies, rivals, np.zeros(len(scores)), feature, disagreement)
+
+    def labelled_as(self, labels: npt.ArrayLike) -> ImageSignals:
+        """The same image once a person has labelled it: certain boxes of these classes [m], the feature unchanged."""
+        truth = np.asarray(labels, np.int64).reshape(-1)
+        one, zero = np.ones(len(truth)), np.zeros(len(truth))
+        return ImageSignals(one, truth, one, zero, np.full(len(truth), BACKGROUND), zero, self.feature, None)
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: Any) -> ImageSignals:
+        """The image with a part of its boxes: those of a slice, an index array or a boolean mask."""
+        return dataclasses.replace(self, **{name: np.asarray(getattr(self, name))[index] for name in _OF_BOXES})
+
+
+_OF_BOXES = ("scores", "labels", "margins", "entropies", "rivals", "spreads")
 
 
 def with_signals(
@@ -63,6 +127,54 @@ def with_signals(
     return results
 
 
+def class_doubt(
+    logits: npt.NDArray[Any], labels: npt.ArrayLike | None = None
+) -> tuple[Floats, Floats, npt.NDArray[np.int64]]:
+    """How sure the classes of boxes are: class logits [n, C] -> margins [n], entropies [n], 0..1, rivals int [n].
+
+    The detector's independent sigmoids, given that a box shows one object at most, are a softmax over the logits and 0
+    for "no object". The margin is the lead of the first over the second of these C + 1, which with one class of score
+    s is |2 s - 1| (margin sampling: Scheffer et al., 2001); the entropy is divided by log(C + 1) (Settles, 2009). The
+    rival is the best of the others than the box's own label [n] (None: the best class), BACKGROUND for "no object".
+    """
+    logits = np.asarray(logits, np.float64)
+    n, classes = logits.shape
+    if classes == 0:
+        raise ValueError("logits must be of one class at least")
+    full = np.concatenate([np.zeros((n, 1)), logits], axis=1)
+    full -= full.max(axis=1, keepdims=True)
+    probabilities = np.exp(full)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    rows = np.arange(n)
+    ordered = np.sort(probabilities, axis=1)
+    terms = probabilities * np.log(np.where(probabilities > 0, probabilities, 1.0))
+    entropies = -terms.sum(axis=1) / np.log(classes + 1.0)
+    without = probabilities.copy()
+    without[rows, 1 + (logits.argmax(axis=1) if labels is None else np.asarray(labels, np.int64))] = -1.0
+    rivals = without.argmax(axis=1) - 1
+    return ordered[:, -1] - ordered[:, -2], np.clip(entropies, 0.0, 1.0), rivals
+
+
+def box_spread(box_logits: npt.NDArray[Any], strides: npt.ArrayLike, boxes: npt.NDArray[Any]) -> Floats:
+    """How unsure the places of boxes are: their DFL logits [n, 4, bins] (left, top, right, bottom) -> [n] 0..1.
+
+    It is the standard deviation of each side's distribution (in bins of `strides` [n] px) over the width or height of
+    `boxes` [n, 4], xyxy px of the same canvas, on average over the four sides, at most 1. A flat distribution is a
+    side that the network does not know (Li et al., Generalized Focal Loss V2, 2021).
+    """
+    logits = np.asarray(box_logits, np.float64)
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
+    probabilities = np.exp(logits - logits.max(axis=2, keepdims=True, initial=-np.inf))
+    probabilities /= probabilities.sum(axis=2, keepdims=True)
+    bins = np.arange(logits.shape[2], dtype=np.float64)
+    mean = probabilities @ bins
+    variance = np.maximum(probabilities @ bins**2 - mean**2, 0.0)
+    deviations = np.sqrt(variance) * np.asarray(strides, np.float64).reshape(-1, 1)
+    sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1.0)
+    spreads: Floats = np.minimum((deviations / np.concatenate([sides, sides], axis=1)).mean(axis=1), 1.0)
+    return spreads
+
+
 def looks(canvas: Canvases) -> npt.NDArray[np.float64]:
     """A canvas, uint8 [3, H, W], in eight numbers: mean and deviation of each channel, contrast in y and in x.
 
@@ -71,6 +183,12 @@ def looks(canvas: Canvases) -> npt.NDArray[np.float64]:
     pixels = canvas[:, ::STEP, ::STEP].astype(np.float32) / 255.0
     contrasts = [float(np.abs(np.diff(pixels, axis=axis)).mean()) for axis in (1, 2)]
     return np.concatenate([pixels.mean(axis=(1, 2)), pixels.std(axis=(1, 2)), contrasts]).astype(np.float64)
+
+
+def _logit(scores: Floats) -> Floats:
+    inside = np.clip(scores, 1e-6, 1.0 - 1e-6)
+    logits: Floats = np.log(inside / (1.0 - inside))
+    return logits
 
 
 def _host(array: Any) -> npt.NDArray[np.float32]:

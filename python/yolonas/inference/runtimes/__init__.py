@@ -12,7 +12,7 @@ import numpy.typing as npt
 from yolonas.model.config import STRIDES
 
 if TYPE_CHECKING:
-    from yolonas.active_learning import ImageSignals
+    from yolonas.inference.signals import ImageSignals
 
 Canvases = npt.NDArray[np.uint8]  # [B, 3, H, W], C-contiguous, channels as the preprocessing says
 

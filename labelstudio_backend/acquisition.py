@@ -11,6 +11,7 @@ import hashlib
 import logging
 import math
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REFERENCE = 500  # labelled tasks, and others, that a task is compared with at prediction time: some milliseconds
+PROJECTS = 8  # whose tasks are in memory, those that were asked last
 REASONS = 2  # that are told of one task
 
 
@@ -46,8 +48,8 @@ class Acquisition:
 
     def __init__(self, strategy: str) -> None:
         self.strategy = strategy
-        self._stores: dict[str, SignalStore] = {}  # by project: of the version that was asked last
-        self._lock = threading.Lock()
+        self._stores: OrderedDict[str, SignalStore] = OrderedDict()  # by project: of the version that was asked last
+        self._lock = threading.Lock()  # of the stores; nothing is read with it
 
     def task_scores(
         self,
@@ -90,28 +92,28 @@ class Acquisition:
         store.add({task: found[key] for key, task in ids.items() if np.isfinite(found[key].feature).all()})
         if self.strategy == "random":
             return {key: by_chance(version.name, ids.get(key, key)) for key in tasks}
-        asked = set(ids.values())
-        others = {task: known for task, known in store.tasks().items() if task not in asked}
-        learnt = version.record.get("manifest", {})
-        labelled = [known for task, known in others.items() if str(task) in learnt][-REFERENCE:]
-        rest = [known for task, known in others.items() if str(task) not in learnt][-REFERENCE:]
-        worth = values([*found.values(), *_alike(rest, found)], _alike(labelled, found), self.strategy)
+        labelled, others = store.latest(REFERENCE, set(ids.values()))
+        worth = values(list(found.values()), _alike(labelled, found), self.strategy, others=_alike(others, found))
         if not np.isfinite(worth).all():  # an overflow in a map of half precision: JSON has no such number
             raise ValueError("the strategy gave scores that are no numbers")
-        return {key: 1.0 - float(value) for key, value in zip(found, worth.tolist()[: len(found)], strict=True)}
+        return {key: 1.0 - float(value) for key, value in zip(found, worth.tolist(), strict=True)}
 
     def _store(self, project: ProjectRegistry, version: Version, labels: Sequence[str]) -> SignalStore:
         with self._lock:
             store = self._stores.get(project.key)
             if store is None or store.version != version.name or store.labels != tuple(labels):
-                store = self._stores[project.key] = SignalStore(project.path, version.name, labels)
+                learnt = version.record.get("manifest", {})
+                store = self._stores[project.key] = SignalStore(project.path, version.name, labels, learnt)
+            self._stores.move_to_end(project.key)
+            while len(self._stores) > PROJECTS:
+                self._stores.popitem(last=False)
             return store
 
 
 def of_control(
     detections: Detections, label_map: LabelMap, labels: Sequence[str], *, score_threshold: float
 ) -> ImageSignals:
-    """The signals of an image for one control: of the boxes above its threshold whose class has a label.
+    """The signals of an image for one control: of the boxes above the threshold whose class has a label.
 
     Labels and rivals become indices into `labels`, the project's; a rival without a label is none of its business.
     """

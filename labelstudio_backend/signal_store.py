@@ -17,13 +17,14 @@ import shutil
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from yolonas.active_learning import BACKGROUND, ImageSignals
+from yolonas.inference.signals import BACKGROUND, ImageSignals
 
 logger = logging.getLogger(__name__)
 
@@ -35,38 +36,70 @@ _FLOATS = ("scores", "margins", "entropies", "spreads")
 
 
 class SignalStore:
-    """Signals by task of one version; labels are indices into `labels`, the project's at present. Thread-safe."""
+    """Signals by task of one version; labels are indices into `labels`, the project's at present. Thread-safe.
 
-    def __init__(self, project: Path, version: str, labels: Sequence[str]) -> None:
+    learnt: the numbers of the tasks that the version has learned from, as its manifest has them. The files are read
+    when the first task is asked for or added, by the thread that does; others of the same store wait.
+    """
+
+    def __init__(self, project: Path, version: str, labels: Sequence[str], learnt: Container[str] = ()) -> None:
         self.version, self.labels = version, tuple(labels)
         self._folder = project / FOLDER / version
         self._file = self._folder / f"{socket.gethostname()}-{os.getpid()}.jsonl"
-        self._lock = threading.Lock()
-        self._tasks: OrderedDict[int, ImageSignals] = OrderedDict()
-        for task, signals in self._read():
-            self._remember(task, signals)
+        self._learnt = learnt
+        self._known: OrderedDict[int, ImageSignals] | None = None  # None: not read yet
+        self._orders: tuple[OrderedDict[int, None], ...] = (OrderedDict(), OrderedDict())  # not learnt, learnt
+        self._lock = threading.Lock()  # of the two above
+        self._writing = threading.Lock()
 
     def tasks(self) -> dict[int, ImageSignals]:
         """Signals by task, the latest last."""
         with self._lock:
-            return dict(self._tasks)
+            return dict(self._tasks())
+
+    def latest(self, count: int, without: Collection[int] = ()) -> tuple[list[ImageSignals], list[ImageSignals]]:
+        """The last `count` tasks that were learnt, and that many others, but for those named: the latest first."""
+        with self._lock:
+            tasks = self._tasks()
+            rest, learnt = (
+                [tasks[task] for task in islice((t for t in reversed(order) if t not in without), count)]
+                for order in self._orders
+            )
+            return learnt, rest
 
     def add(self, found: Mapping[int, ImageSignals]) -> None:
         """Remember what was found; where it cannot be written, with a line in the log, until the process ends."""
         with self._lock:
-            new = {task: s for task, s in found.items() if not _same(s, self._tasks.get(task))}
+            tasks = self._tasks()
+            new = {task: s for task, s in found.items() if not _same(s, tasks.get(task))}
             for task, signals in new.items():
-                self._remember(task, signals)
-            try:
-                self._append("".join(_line(task, signals, self.labels) for task, signals in new.items()))
-            except OSError as error:
-                logger.error("what %s said about its tasks could not be written: %s", self.version, error)
+                self._remember(tasks, task, signals)
+        try:
+            lines = "".join(_line(task, signals, self.labels) for task, signals in new.items())
+            with self._writing:
+                self._append(lines)
+        except OSError as error:
+            logger.error("what %s said about its tasks could not be written: %s", self.version, error)
 
-    def _remember(self, task: int, signals: ImageSignals) -> None:
-        self._tasks[task] = signals
-        self._tasks.move_to_end(task)
-        while len(self._tasks) > MOST_TASKS:
-            self._tasks.popitem(last=False)
+    def _tasks(self) -> OrderedDict[int, ImageSignals]:
+        if self._known is None:
+            known: OrderedDict[int, ImageSignals] = OrderedDict()
+            for task, signals in self._read():
+                self._remember(known, task, signals)
+            self._known = known
+        return self._known
+
+    def _remember(self, tasks: OrderedDict[int, ImageSignals], task: int, signals: ImageSignals) -> None:
+        order = self._order(task)
+        tasks[task], order[task] = signals, None
+        tasks.move_to_end(task)
+        order.move_to_end(task)
+        while len(tasks) > MOST_TASKS:
+            oldest, _ = tasks.popitem(last=False)
+            del self._order(oldest)[oldest]
+
+    def _order(self, task: int) -> OrderedDict[int, None]:
+        return self._orders[str(task) in self._learnt]
 
     def _append(self, lines: str) -> None:
         if not lines:

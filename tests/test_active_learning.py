@@ -287,6 +287,15 @@ def test_an_unknown_strategy_is_named() -> None:
         select(crowd(1), [], "margin")
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("labelled", [0, 3, 12])
+def test_others_count_as_if_they_were_asked_about(strategy: str, labelled: int) -> None:
+    images, known = crowd(1, empty=4), crowd(2)[:labelled]
+    for own in (2, 6, 12):
+        wanted = values(images, known, strategy)[:own]
+        np.testing.assert_allclose(values(images[:own], known, strategy, others=images[own:]), wanted, atol=1e-12)
+
+
 @pytest.mark.parametrize("strategy", ["uncertainty", "disagreement", "mix"])
 def test_images_without_boxes_stand_in_the_middle(strategy: str) -> None:
     images = [image([0.5, 0.5], disagreement=0.9)] * 6 + [image([0.99], disagreement=0.01)] * 6 + [image()] * 2

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import os
+import threading
+import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from labelstudio_backend.acquisition import (
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.signal_store import SignalStore
 from labelstudio_backend.version import Version
-from yolonas.active_learning import BACKGROUND, STRATEGIES, ImageSignals, class_doubt
+from yolonas.active_learning import BACKGROUND, STRATEGIES, ImageSignals, class_doubt, values
 from yolonas.inference.detections import Detections
 from yolonas.labelstudio import LabelMap
 
@@ -159,6 +163,92 @@ def test_tasks_without_a_number_are_scored_and_not_remembered(project: ProjectRe
     )
     assert list(given) == [0]
     assert SignalStore(project.path, version_of(project).name, LABELS).tasks() == {}
+
+
+@pytest.mark.parametrize("strategy", [strategy for strategy in STRATEGIES if strategy != "random"])
+def test_scores_are_what_the_last_tasks_make_of_them(
+    project: ProjectRegistry, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    monkeypatch.setattr("labelstudio_backend.acquisition.REFERENCE", 6)
+    acquisition, version = Acquisition(strategy), version_of(project, learnt=range(0, 40, 3))
+    rng = np.random.default_rng(0)
+
+    def anything() -> ImageSignals:
+        count = int(rng.integers(0, 4))
+        found = signals(rng.uniform(0.1, 0.9, count), rng.integers(0, 3, count), feature=rng.normal(size=2))
+        return dataclasses.replace(found, disagreement=float(rng.random()) if rng.random() < 0.5 else None)
+
+    known: dict[int, ImageSignals] = {}
+    for _ in range(30):
+        images = {int(task): anything() for task in rng.choice(40, 3, replace=False)}
+        given = scores(acquisition, project, version, images)
+        known = {task: s for task, s in known.items() if task not in images}
+        labelled = [s for task, s in known.items() if task % 3 == 0][-6:]
+        others = [s for task, s in known.items() if task % 3 != 0][-6:]
+        worth = values([*images.values(), *others], labelled, strategy)[:3]
+        assert list(given.values()) == pytest.approx((1 - worth).tolist(), abs=1e-9)
+        known |= images
+
+
+def test_a_request_costs_the_same_however_many_tasks_the_project_has(
+    project: ProjectRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labelstudio_backend.acquisition.REFERENCE", 20)
+    version = version_of(project, learnt=range(0, 400, 2))
+    SignalStore(project.path, version.name, LABELS).add({task: signals([0.9]) for task in range(400)})
+    reads, compared, copies = [], [], []
+    monkeypatch.setattr(SignalStore, "_read", lambda self, read=SignalStore._read: reads.append(self) or read(self))
+    monkeypatch.setattr(SignalStore, "tasks", copies.append)
+
+    def counted(found: Any, labelled: Any, strategy: str, *, others: Any) -> Any:
+        compared.append((len(found), len(labelled), len(others)))
+        return values(found, labelled, strategy, others=others)
+
+    monkeypatch.setattr("labelstudio_backend.acquisition.values", counted)
+    acquisition = Acquisition("mix")
+    for task in (1, 2, 500, 501):
+        scores(acquisition, project, version, {task: signals([0.5])})
+    assert compared == [(1, 20, 20)] * 4
+    assert (len(reads), copies) == (1, [])
+
+
+def test_reading_what_is_known_of_one_project_holds_up_no_other(
+    project: ProjectRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Registry(tmp_path).register("http://localhost:8080", "6.1795289898", "<View/>")
+    read, begun, go_on = SignalStore._read, threading.Event(), threading.Event()
+
+    def slow(self: SignalStore) -> Any:
+        if self._folder.is_relative_to(project.path):
+            begun.set()
+            assert go_on.wait(30)
+        return read(self)
+
+    monkeypatch.setattr(SignalStore, "_read", slow)
+    acquisition, version = Acquisition("mix"), version_of(project)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(scores, acquisition, project, version, {1: signals([0.9])})
+        try:
+            assert begun.wait(30)
+            assert scores(acquisition, other, version, {1: signals([0.9])})
+            assert not waiting.done()
+        finally:
+            go_on.set()
+        assert waiting.result(30)
+
+
+def test_only_the_projects_asked_last_are_in_memory(
+    project: ProjectRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labelstudio_backend.acquisition.PROJECTS", 2)
+    acquisition = Acquisition("mix")
+    projects = [Registry(tmp_path).register("http://localhost:8080", f"{n}.1795289898", "<View/>") for n in range(3)]
+    stores = [weakref.ref(acquisition._store(one, version_of(one), LABELS)) for one in projects]
+    assert acquisition._store(projects[1], version_of(projects[1]), LABELS) is stores[1]()
+    newer = acquisition._store(projects[1], version_of(projects[1], 2), LABELS)
+    gc.collect()
+    assert [store() is None for store in stores] == [True, True, False]
+    assert newer.version == version_of(project, 2).name
 
 
 # -- what goes into them

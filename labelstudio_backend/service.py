@@ -30,7 +30,7 @@ from labelstudio_backend.settings import Settings
 from labelstudio_backend.tag_weights import by_weights, start_weights
 from labelstudio_backend.version import RegistryError, Version
 from labelstudio_backend.video import NotReachedError, Videos, lowest_score, tracks
-from yolonas.active_learning import disagreement, mirrored
+from yolonas.active_learning import SIGNALS_CONF, disagreement, mirrored
 from yolonas.errors import YolonasError
 from yolonas.inference.video import Frame
 from yolonas.labelstudio import (
@@ -43,8 +43,8 @@ from yolonas.labelstudio import (
 )
 
 if TYPE_CHECKING:
-    from yolonas.active_learning import ImageSignals
     from yolonas.inference.detections import Detections
+    from yolonas.inference.signals import ImageSignals
 
 logger = logging.getLogger(__name__)
 
@@ -294,11 +294,12 @@ class Service:
         if not anything:
             return results
         done = {index: one for index, one in found.items() if index not in asked.reasons}
+        scored = asked.level is not Level.DRAWING  # whose answer Label Studio does not store
         scores = self.acquisition.task_scores(
             asked.project,
             version,
             labels,
-            {index: asked.tasks[index] for index, one in done.items() if one.signals},
+            {index: asked.tasks[index] for index, one in done.items() if one.signals and scored},
             {index: one.regions for index, one in done.items()},
             {index: one.signals for index, one in done.items()},
         )
@@ -329,7 +330,8 @@ class Service:
         """Put what is found on the images into `found`; why nothing can be said of one, into `asked`."""
         default = model.checkpoint.conf
         looking = {index for image in images for index in image.controls}
-        conf = min((controls[index][0].lowest_threshold(default) for index in looking), default=default)
+        shown = {index: controls[index][0].lowest_threshold(default) for index in looking}
+        conf = min([SIGNALS_CONF, *shown.values()])  # no box shown is lost to a fainter one: the best come first
         pictures = [asked.picture(image.task, image.value, self.media) for image in images]
         outcomes = self._detect(asked, model, pictures, conf)
         flips = self._flips(asked, model, images, pictures, outcomes, conf)
@@ -342,7 +344,7 @@ class Service:
                 for index in image.controls:
                     control, label_map = controls[index]
                     found[image.task].regions += to_regions(outcome, control, label_map, score_threshold=default)
-                    seen = of_control(outcome, label_map, labels, score_threshold=control.lowest_threshold(default))
+                    seen = of_control(outcome, label_map, labels, score_threshold=min(SIGNALS_CONF, shown[index]))
                     found[image.task].signals.append(replace(seen, disagreement=flip))
 
     def _flips(

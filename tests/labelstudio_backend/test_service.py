@@ -22,8 +22,10 @@ from labelstudio_backend.registry import Registry
 from labelstudio_backend.service import BadRequestError, Service
 from labelstudio_backend.settings import UNTRAINED, Settings
 from labelstudio_backend.version import Version
+from yolonas.active_learning import SIGNALS_CONF
 from yolonas.errors import YolonasError
 from yolonas.inference.detections import Detections
+from yolonas.labelstudio import task_score
 
 HOST, UID = "http://localhost:8080", "5.1795289898"
 CONFIG = (
@@ -290,13 +292,64 @@ def test_by_disagreement_a_new_task_is_compared_with_its_mirror_image(make: Call
 def test_nothing_found_is_a_stored_empty_result_with_a_score_of_its_own(make: Callable[..., Harness]) -> None:
     harness = make(acquisition="uncertainty")
     version = harness.setup()
-    harness.model.score = 0.2
+    harness.model.score = 0.05
     assert harness.predict(picture(1)) == [{"model_version": version, "score": 0.5, "result": []}]
+
+
+def test_a_box_too_faint_to_be_shown_brings_its_task_forward_all_the_same(make: Callable[..., Harness]) -> None:
+    harness, config = make(acquisition="uncertainty"), CONFIG.format(' model_score_threshold="0.6"')
+    harness.setup(config)
+    harness.model.score = 0.98
+    (sure,) = harness.predict(picture(1), config=config)
+    harness.model.score = 0.5
+    (doubtful,) = harness.predict(picture(2), config=config)
+    assert [len(result["result"]) for result in (sure, doubtful)] == [1, 0]
+    assert doubtful["score"] < sure["score"]
+    assert harness.model.batches == [1, 1], "one look at each"
+
+
+def test_what_is_shown_is_what_a_model_without_faint_boxes_shows(harness: Harness) -> None:
+    config = """<View><Image name="a" value="$image"/>
+    <RectangleLabels name="x" toName="a"><Label value="car" model_score_threshold="0.6"/><Label value="person"/>
+    </RectangleLabels><RectangleLabels name="y" toName="a" model_score_threshold="0.4"><Label value="car"/>
+    <Label value="person" model_skip="true"/></RectangleLabels></View>"""
+    scores, labels = np.linspace(0.95, 0.11, 29), np.arange(29) % 2
+    asked: list[float] = []
+
+    def many(images: list[np.ndarray], conf: float, max_det: int, **options: Any) -> list[Detections]:
+        asked.append(conf)
+        above = np.flatnonzero(scores > conf)[:max_det]
+        boxes = np.array([[10 * k, 10, 10 * k + 9, 20] for k in range(29)])[above]
+        return [Detections(boxes, scores[above], labels[above], harness.model.names, i.shape[:2]) for i in images]
+
+    harness.model.predict_batch = many  # type: ignore[method-assign]
+    harness.setup(config)
+    (result,) = harness.predict(picture(1), config=config)
+    shown = [(r["from_name"], r["value"]["rectanglelabels"][0], pytest.approx(r["score"])) for r in result["result"]]
+    wanted = [("x", c, s) for c, s in zip(labels, scores, strict=True) if s > (0.25, 0.6)[1 - c]]
+    wanted += [("y", c, s) for c, s in zip(labels, scores, strict=True) if s > 0.4 and c == 0]
+    assert shown == [(control, ("car", "person")[label], score) for control, label, score in wanted]
+    assert asked == [SIGNALS_CONF]
+
+
+def test_who_draws_waits_for_no_score(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    harness.setup()
+    harness.predict(picture(1))
+    before = [path.stat().st_size for path in harness.registry.root.rglob("*.jsonl")]
+    monkeypatch.setattr("labelstudio_backend.acquisition.values", None)
+    (drawn,) = harness.predict(picture(2), context={"result": []})
+    assert drawn["score"] == pytest.approx(task_score([harness.model.score]))
+    assert [path.stat().st_size for path in harness.registry.root.rglob("*.jsonl")] == before != []
 
 
 @pytest.mark.parametrize(
     ("attribute", "asked", "found"),
-    [("", 0.25, 0), (' model_score_threshold="0.1"', 0.1, 1), (' score_threshold="0.3"', 0.3, 0)],
+    [
+        ("", 0.1, 0),
+        (' model_score_threshold="0.05"', 0.05, 1),
+        (' model_score_threshold="0.1"', 0.1, 1),
+        (' score_threshold="0.3"', 0.1, 0),
+    ],
 )
 def test_the_threshold_of_the_tag_beats_the_version_s(
     harness: Harness, attribute: str, asked: float, found: int

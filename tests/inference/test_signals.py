@@ -70,6 +70,20 @@ def test_signals_are_those_of_each_boxs_anchor() -> None:
     assert levels == set(STRIDES)
 
 
+@pytest.mark.parametrize(("max_det", "top_k"), [(300, 1000), (20, 1000), (3, 1000), (3, 12)])
+def test_fainter_boxes_come_after_the_others_and_push_none_out(max_det: int, top_k: int) -> None:
+    decoding = Decoding(0.3, 0.6, max_det, top_k)
+    pairs = zip(
+        decode(raw_maps(3), decoding), decode(raw_maps(3), dataclasses.replace(decoding, conf=0.1)), strict=True
+    )
+    for shown, all_of_them in pairs:
+        count = len(shown.scores)
+        assert 3 <= count <= len(all_of_them.scores) <= max_det
+        assert (all_of_them.scores[count:] <= 0.3).all()
+        for name in ("boxes", "scores", "labels"):
+            np.testing.assert_array_equal(getattr(all_of_them, name)[:count], getattr(shown, name))
+
+
 def test_the_feature_is_pooled_from_boxes_and_maps() -> None:
     maps = raw_maps(2)
     for image, found in enumerate(decode(maps, DECODING)):

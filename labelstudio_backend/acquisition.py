@@ -65,6 +65,8 @@ class Acquisition:
         labels: the project's. regions: what is answered for each task. signals: of each of its images, `of_control`.
         Whatever fails here costs a task its place, never its boxes: then `yolonas.labelstudio.task_score` is given.
         """
+        if not tasks:
+            return {}
         try:
             return self._task_scores(project, version, labels, tasks, regions, signals)
         except Exception:

@@ -294,12 +294,11 @@ class Service:
         if not anything:
             return results
         done = {index: one for index, one in found.items() if index not in asked.reasons}
-        scored = asked.level is not Level.DRAWING  # whose answer Label Studio does not store
         scores = self.acquisition.task_scores(
             asked.project,
             version,
             labels,
-            {index: asked.tasks[index] for index, one in done.items() if one.signals and scored},
+            {index: asked.tasks[index] for index, one in done.items() if one.signals},
             {index: one.regions for index, one in done.items()},
             {index: one.signals for index, one in done.items()},
         )
@@ -330,8 +329,8 @@ class Service:
         """Put what is found on the images into `found`; why nothing can be said of one, into `asked`."""
         default = model.checkpoint.conf
         looking = {index for image in images for index in image.controls}
-        shown = {index: controls[index][0].lowest_threshold(default) for index in looking}
-        conf = min([SIGNALS_CONF, *shown.values()])  # no box shown is lost to a fainter one: the best come first
+        scored = {index: min(SIGNALS_CONF, controls[index][0].lowest_threshold(default)) for index in looking}
+        conf = min(scored.values(), default=SIGNALS_CONF)  # fainter boxes push out none that is shown: best come first
         pictures = [asked.picture(image.task, image.value, self.media) for image in images]
         outcomes = self._detect(asked, model, pictures, conf)
         flips = self._flips(asked, model, images, pictures, outcomes, conf)
@@ -344,8 +343,9 @@ class Service:
                 for index in image.controls:
                     control, label_map = controls[index]
                     found[image.task].regions += to_regions(outcome, control, label_map, score_threshold=default)
-                    seen = of_control(outcome, label_map, labels, score_threshold=min(SIGNALS_CONF, shown[index]))
-                    found[image.task].signals.append(replace(seen, disagreement=flip))
+                    if asked.level is not Level.DRAWING:  # whose score Label Studio does not store
+                        seen = of_control(outcome, label_map, labels, score_threshold=scored[index])
+                        found[image.task].signals.append(replace(seen, disagreement=flip))
 
     def _flips(
         self,
@@ -361,7 +361,7 @@ class Service:
         It takes a second look, so it is for the strategy that lives on it, and for tasks that nothing was drawn on yet.
         """
         flips: list[float | None] = [None] * len(images)
-        if self.acquisition.strategy != "disagreement":
+        if self.acquisition.strategy != "disagreement" or asked.level is Level.DRAWING:
             return flips
         seen = {index: one for index, one in enumerate(outcomes) if one is not None and not isinstance(one, str)}
         new = [index for index in seen if not asked.tasks[images[index].task].get("predictions")]

@@ -332,14 +332,16 @@ def test_what_is_shown_is_what_a_model_without_faint_boxes_shows(harness: Harnes
     assert asked == [SIGNALS_CONF]
 
 
-def test_who_draws_waits_for_no_score(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_draws_waits_for_no_score(make: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = make(acquisition="disagreement")
     harness.setup()
     harness.predict(picture(1))
     before = [path.stat().st_size for path in harness.registry.root.rglob("*.jsonl")]
-    monkeypatch.setattr("labelstudio_backend.acquisition.values", None)
+    monkeypatch.setattr(harness.service.acquisition, "_task_scores", lambda *_: pytest.fail("scored"))
     (drawn,) = harness.predict(picture(2), context={"result": []})
     assert drawn["score"] == pytest.approx(task_score([harness.model.score]))
     assert [path.stat().st_size for path in harness.registry.root.rglob("*.jsonl")] == before != []
+    assert harness.model.batches == [1] * 3, "no mirror image of the second"
 
 
 @pytest.mark.parametrize(

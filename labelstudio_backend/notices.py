@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from labelstudio_backend.redaction import redact
 
-KEPT = 200
+KEPT = 50  # of a project
 FRESH_SECONDS = 900.0  # what has not been said again for so long is taken as mended
 
 
@@ -26,20 +26,21 @@ class Notices:
     """A bounded memory of sentences for each project. Thread-safe."""
 
     def __init__(self) -> None:
-        self._notices: OrderedDict[tuple[str, str], Notice] = OrderedDict()
+        self._notices: dict[str, OrderedDict[str, Notice]] = {}
         self._guard = threading.Lock()
 
     def note(self, project: str, text: str, count: int = 1) -> None:
         """Something about a project happened `count` times."""
         text = redact(text)
         with self._guard:
-            notice = self._notices.setdefault((project, text), Notice(text))
+            notices = self._notices.setdefault(project, OrderedDict())
+            notice = notices.setdefault(text, Notice(text))
             if time.time() - notice.last > FRESH_SECONDS:
                 notice.count = 0
             notice.count, notice.last = notice.count + count, time.time()
-            self._notices.move_to_end((project, text))
-            while len(self._notices) > KEPT:
-                self._notices.popitem(last=False)
+            notices.move_to_end(text)
+            if len(notices) > KEPT:
+                notices.popitem(last=False)
 
     def recent(self, project: str) -> list[Notice]:
         """What was said of a project lately, the newest first."""
@@ -47,6 +48,6 @@ class Notices:
         with self._guard:
             return [
                 Notice(notice.text, notice.count, notice.last)
-                for (key, _), notice in reversed(self._notices.items())
-                if key == project and now - notice.last < FRESH_SECONDS
+                for notice in reversed(self._notices.get(project, {}).values())
+                if now - notice.last < FRESH_SECONDS
             ]

@@ -153,31 +153,31 @@ class Reconciler:
         return soon if everything else min(regular, soon)
 
     def _reconcile_all(self, keys: list[str]) -> bool:
-        """Reconcile these projects; whether Label Studio answered at all."""
-        reached = not keys
+        """Reconcile these projects; returns whether Label Studio is there, as far as that was seen."""
+        answered, away = False, False
         for key in keys:
             if self._stopping.is_set():
                 return True
             try:
                 with logs.about(project=key):
-                    self.reconcile(key)
-                reached, self.last_success = True, time.time()
+                    if self.reconcile(key):
+                        answered, self.last_success = True, time.time()
             except LabelStudioError as error:
-                reached = reached or error.status is not None
+                answered, away = answered or error.status is not None, away or error.status is None
                 self._say(key, f"not in step with Label Studio, will look again: {error}")
             except YolonasError as error:
-                reached = True
                 self._say(key, f"not in step with Label Studio, will look again: {error}")
             except Exception:
-                reached = True
                 log.exception("project %s could not be reconciled; will look again", key)
-        if reached and self._away:
+        if answered and self._away:
             self._away = 0
             log.info("Label Studio answers again")
-        return reached
+        return answered or not away
 
-    def reconcile(self, key: str) -> None:
+    def reconcile(self, key: str) -> bool:
         """Look at one project and do what there is to do, unless another server is about it: then again soon.
+
+        Returns whether this server has done it.
 
         Raises:
             LabelStudioError: Label Studio did not answer, or refused.
@@ -186,9 +186,10 @@ class Reconciler:
         lock = try_lock(project.path / ".reconciling")
         if lock is None:
             self._look(key, time.monotonic() + ELSEWHERE_SECONDS)
-            return
+            return False
         try:
             self._reconcile(key, project)
+            return True
         finally:
             os.close(lock)
 

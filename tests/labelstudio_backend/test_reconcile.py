@@ -596,12 +596,14 @@ def test_a_project_that_another_server_is_about_is_left_to_it_and_looked_at_agai
     lock = try_lock(bench.project.path / ".reconciling")
     assert lock is not None
     calls = bench.studio.calls
-    bench.reconciler.reconcile(bench.project.key)
+    bench.reconciler._reconcile_all([bench.project.key])
     assert bench.studio.calls == calls
+    assert bench.reconciler.last_success is None, "it was another server's"
     bench.reconciler.start()
     bench.reconciler.hint(bench.project.key, "ANNOTATION_CREATED", {})
     os.close(lock)
     wait(lambda: bench.studio.rows[0]["title"] == bench.project.current().name)  # the hint is not lost
+    wait(lambda: bench.reconciler.last_success is not None)
     bench.reconciler.stop()
 
 

@@ -309,11 +309,11 @@ def _learning(settings: Settings, registry: Registry, client: LabelStudio, servi
     reconciler = Reconciler(settings, registry, client, jobs, service)
     runner: RemoteRunner | JobRunner
     if isinstance(jobs, Jobs):
-        runner = JobRunner(jobs, parallel=settings.parallel_jobs, on_end=reconciler.job_ended)
+        runner = JobRunner(jobs, registry, parallel=settings.parallel_jobs, on_end=reconciler.job_ended)
     else:
         from labelstudio_backend.remote_runner import RemoteRunner
 
-        runner = RemoteRunner(jobs, on_end=reconciler.job_ended)
+        runner = RemoteRunner(jobs, registry, on_end=reconciler.job_ended)
 
     def start() -> None:
         runner.start()

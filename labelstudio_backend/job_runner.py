@@ -19,6 +19,8 @@ from collections.abc import Callable
 from labelstudio_backend.job import FINAL, IN_VAIN, STOPPED, Job, tidy
 from labelstudio_backend.job_queue import JobQueue, QueueError, ended_at, may_run
 from labelstudio_backend.locks import try_lock
+from labelstudio_backend.registry import Registry
+from labelstudio_backend.version import RegistryError
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,7 @@ class JobRunner:
 
     Args:
         jobs: the queue.
+        registry: tells which version a job published that was killed before it could say so.
         command: gives the command line of a job's process.
         parallel: how many jobs run at once, over all projects.
         on_end: is called, in this thread, with each job that ended.
@@ -37,6 +40,7 @@ class JobRunner:
     def __init__(
         self,
         jobs: JobQueue,
+        registry: Registry,
         command: Callable[[Job], list[str]] | None = None,
         *,
         parallel: int = 1,
@@ -44,7 +48,7 @@ class JobRunner:
         stop_seconds: float = 20.0,
         poll_seconds: float = 0.5,
     ) -> None:
-        self.jobs = jobs
+        self.jobs, self._registry = jobs, registry
         self._command = command or self._training_command
         self._parallel = parallel
         self._on_end = on_end
@@ -199,7 +203,7 @@ class JobRunner:
     def _adopt(self, job: Job) -> None:
         """See to a running job that a former server started: still alive, or to be started again, once."""
         if not _held(self.jobs, job):
-            ended = go_on(self.jobs, job)
+            ended = go_on(self.jobs, self._registry, job)
             if ended is not None:
                 self._ended(ended)
         elif job.cancel:
@@ -228,7 +232,9 @@ class JobRunner:
 
     def _settle(self, job: Job, code: int) -> None:
         """Give an end to a job whose process is gone without having written one."""
-        if job.cancel:
+        if finish_published(self.jobs, self._registry, job):
+            pass
+        elif job.cancel:
             self.jobs.finish(job.id, "cancelled", "cancelled")
         elif code in (STOPPED, -signal.SIGTERM):  # systemd tells every process of a service to end, not the server only
             log.info("job %d was told to end; it goes on", job.id)
@@ -237,7 +243,8 @@ class JobRunner:
         elif code < 0:
             name = signal.Signals(-code).name
             hint = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
-            self.jobs.finish(job.id, "failed", f"the job's process was killed by {name}{hint}")
+            reason = f"the job's process was killed by {name}{hint}; {_again(job)}"
+            self.jobs.finish(job.id, "failed", reason)
         else:
             where = self.jobs.folder(job.id) / "log.txt"
             self.jobs.finish(job.id, "failed", f"the job's process ended with exit code {code}; see {where}")
@@ -263,7 +270,30 @@ def tell_end(jobs: JobQueue, job: Job, on_end: Callable[[Job], None]) -> None:
         log.exception("the end of job %d could not be passed on", job.id)
 
 
-def go_on(jobs: JobQueue, job: Job) -> Job | None:
+def finish_published(jobs: JobQueue, registry: Registry, job: Job) -> bool:
+    """End a running job that was killed after it had published its version; returns whether it was.
+
+    The version becomes current where the job was killed before it could make it so.
+    """
+    try:
+        project = registry.project(job.project)
+        if (version := project.made_by(job.id, job.created)) is None:
+            return False
+        project.take_over(version.number)
+    except (RegistryError, ValueError) as error:  # a record that is no JSON
+        log.warning("whether job %d has published a version cannot be told: %s", job.id, error)
+        return False
+    record = {name: value for name, value in version.record.items() if name != "manifest"}
+    reason = f"published {version.name}; its process ended before it could say more"
+    jobs.finish(job.id, "succeeded", reason, version=version.name, record=record)
+    return True
+
+
+def _again(job: Job) -> str:
+    return f"its labels are learnt by the next training, or run it again: yolonas-labelstudio jobs retry {job.id}"
+
+
+def go_on(jobs: JobQueue, registry: Registry, job: Job) -> Job | None:
     """Have a running job whose process is gone go on, once; returns the job where it ended instead.
 
     Nothing where it is alive after all.
@@ -277,14 +307,16 @@ def go_on(jobs: JobQueue, job: Job) -> Job | None:
         fresh = jobs.get(job.id)
         if fresh is None or fresh.state != "running":
             return fresh if fresh is not None and fresh.state in FINAL else None
-        if fresh.cancel:
+        if finish_published(jobs, registry, fresh):
+            pass
+        elif fresh.cancel:
             jobs.finish(job.id, "cancelled", "cancelled")
         elif fresh.restarts == 0:
             log.warning("job %d was interrupted; it goes on", job.id)
             jobs.requeue(job.id, "interrupted; goes on", count=True)
             return None
         else:
-            jobs.finish(job.id, "failed", "interrupted twice; retry it once it is known why")
+            jobs.finish(job.id, "failed", f"interrupted twice; {_again(job)}")
         return jobs.get(job.id)
     finally:
         os.close(lock)

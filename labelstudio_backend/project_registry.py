@@ -173,6 +173,14 @@ class ProjectRegistry:
                 current = self._activate(number)
         return current.number == number
 
+    def made_by(self, job: int, since: float) -> Version | None:
+        """The version that a training job published after `since`, when the job was queued (Unix seconds).
+
+        Numbers of jobs repeat where a queue was lost.
+        """
+        versions = self.versions()
+        return next((v for v in versions if v.record.get("job") == job and v.record["published"] >= since), None)
+
     def _may_serve(self, number: int, base: int | None) -> bool:
         """Whether a trained version may become current without a person's word."""
         try:

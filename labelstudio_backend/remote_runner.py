@@ -10,6 +10,7 @@ from labelstudio_backend.job import FINAL, Job
 from labelstudio_backend.job_queue import QueueError
 from labelstudio_backend.job_runner import go_on, tell_end
 from labelstudio_backend.redis_jobs import RedisJobs
+from labelstudio_backend.registry import Registry
 
 log = logging.getLogger(__name__)
 
@@ -22,13 +23,19 @@ class RemoteRunner:
 
     Args:
         jobs: the shared queue.
+        registry: the shared versions.
         on_end: is called, in this thread, with each job that ended since this server started.
     """
 
     def __init__(
-        self, jobs: RedisJobs, *, on_end: Callable[[Job], None] = lambda job: None, poll_seconds: float = 1.0
+        self,
+        jobs: RedisJobs,
+        registry: Registry,
+        *,
+        on_end: Callable[[Job], None] = lambda job: None,
+        poll_seconds: float = 1.0,
     ) -> None:
-        self.jobs = jobs
+        self.jobs, self._registry = jobs, registry
         self._on_end = on_end
         self._poll_seconds = poll_seconds
         self._told: set[tuple[int, float | None]] | None = None  # ended jobs, each by its number and when it ended
@@ -62,7 +69,7 @@ class RemoteRunner:
     def step(self) -> None:
         """Look once: jobs whose worker died, jobs that ended, jobs that may run."""
         for job in self.jobs.find(states=("running",), brief=True):
-            go_on(self.jobs, job)
+            go_on(self.jobs, self._registry, job)
         ended = self.jobs.find(states=FINAL, brief=True)
         told, self._told = self._told, {(job.id, job.finished) for job in ended}
         for job in ended:

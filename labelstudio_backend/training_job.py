@@ -26,6 +26,7 @@ from labelstudio_backend.corrections import corrections, manifest
 from labelstudio_backend.gate import Verdict, judge, rename
 from labelstudio_backend.job import STOPPED, Job, State, tidy
 from labelstudio_backend.job_queue import JobQueue, QueueError
+from labelstudio_backend.job_runner import finish_published
 from labelstudio_backend.jobs import open_jobs
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.reconcile import same_project
@@ -158,10 +159,7 @@ class _Training:
             self._run(used)
 
     def _run(self, used: contextlib.ExitStack) -> None:
-        published = next((v for v in self.project.versions() if self._made(v)), None)
-        if published is not None:  # killed between publishing and writing it down
-            self.project.take_over(published.number)  # or before it became current
-            self.jobs.finish(self.job.id, "succeeded", "published before a restart", version=published.name)
+        if finish_published(self.jobs, Registry(self.settings.projects_dir), self.job):
             return
         data, base = self._data()
         used.enter_context(base.in_use())
@@ -202,10 +200,6 @@ class _Training:
             log.info("published %s, %s: %s", version.name, way, reason)
         self._prune()
         self._look_for_new_labels(data.names)
-
-    def _made(self, version: Version) -> bool:
-        """Whether an earlier life of this job published the version; numbers of jobs repeat where a queue was lost."""
-        return version.record.get("job") == self.job.id and version.record["published"] >= self.job.created
 
     def _prune(self) -> None:
         """Remove old versions, and old jobs that no version tells about."""

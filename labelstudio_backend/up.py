@@ -26,6 +26,7 @@ from labelstudio_backend.job import Job
 from labelstudio_backend.job_runner import JobRunner
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.local_label_studio import Account, Process
+from labelstudio_backend.registry import Registry
 from labelstudio_backend.settings import UNTRAINED, default_state_dir
 from yolonas.atomic import atomic_file
 from yolonas.errors import YolonasError
@@ -196,7 +197,7 @@ class _Up:
         }
         command = [sys.executable, "-m", "labelstudio_backend.cli", "serve"]
         # Should the backend not end in time, its trainings, which have sessions of their own, are ended here.
-        self.stack.callback(JobRunner(Jobs(state_dir / "jobs.sqlite")).stop)
+        self.stack.callback(JobRunner(Jobs(state_dir / "jobs.sqlite"), Registry(state_dir / "projects")).stop)
         server = Process("The backend", command, environment, self.folder / "backend.log")
         self.stack.callback(server.stop, 45.0)
         server.wait_until(lambda: local_label_studio.answers(f"{self._backend_url()}/health"), SERVE_SECONDS)

@@ -13,6 +13,7 @@ from labelstudio_backend import logs
 from labelstudio_backend.cli import settings_from
 from labelstudio_backend.job_runner import JobRunner
 from labelstudio_backend.jobs import Jobs, open_jobs
+from labelstudio_backend.registry import Registry
 from labelstudio_backend.settings import Settings
 from yolonas.errors import YolonasError
 
@@ -22,7 +23,8 @@ def work(job_id: int) -> None:
 
     Told to end (SIGTERM), it puts the job back into the queue, where it goes on from its resume file.
     """
-    runner = JobRunner(open_jobs(Settings()))
+    settings = Settings()
+    runner = JobRunner(open_jobs(settings), Registry(settings.projects_dir))
     previous = signal.signal(signal.SIGTERM, lambda *_: runner.interrupt())
     try:
         runner.run_one(job_id)

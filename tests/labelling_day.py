@@ -191,7 +191,11 @@ class Day:
             return []
         if not ended:
             return [f"no job has succeeded: {[(job.state, job.reason) for job in jobs]}"]
-        return [*self._unlearnt(ended[-1], manifest(found), registry), *self._out_of_step(registry)]
+        return [
+            *self._unlearnt(ended[-1], manifest(found), registry),
+            *_untold(jobs, registry),
+            *self._out_of_step(registry),
+        ]
 
     def _unlearnt(self, job: Job, labelled: dict[str, str], registry: ProjectRegistry) -> list[str]:
         if job.manifest != labelled:
@@ -227,6 +231,16 @@ class Day:
             time.sleep(0.2)
         assert not problems, f"{problems}; {log_tail(self.folder / 'backend.log')}"
         assert not self.lost, self.lost
+
+
+def _untold(jobs: Sequence[Job], registry: ProjectRegistry) -> list[str]:
+    """Jobs that published a version and are told to have done otherwise: what they learnt would be learnt again."""
+    made = {version.record.get("job"): version.name for version in registry.versions()}
+    return [
+        f"job {job.id} published {made[job.id]} and {job.state}: {job.reason}"
+        for job in jobs
+        if job.id in made and job.state != "succeeded"
+    ]
 
 
 def job_processes(state_dir: Path) -> Iterator[int]:

@@ -16,6 +16,7 @@ from labelstudio_backend.job_queue import JobQueue
 from labelstudio_backend.job_runner import JobRunner
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.redis_jobs import RedisJobs
+from labelstudio_backend.registry import ProjectRegistry, Registry
 
 SLEEP = "import time; time.sleep(60)"
 LINGER = (
@@ -37,6 +38,10 @@ def queue(request: pytest.FixtureRequest, tmp_path: Path) -> JobQueue:
     return RedisJobs.open(request.getfixturevalue("redis_url"), tmp_path / "jobs")
 
 
+def versions(jobs: Jobs) -> Registry:
+    return Registry(jobs.path.parent / "projects")
+
+
 Start = Callable[..., JobRunner]
 
 
@@ -49,7 +54,13 @@ def start(jobs: Jobs) -> Iterator[Start]:
         def command(job: Job) -> list[str]:
             return [sys.executable, "-c", code if isinstance(code, str) else code(job)]
 
-        runner = JobRunner(jobs, command, poll_seconds=0.05, **{"stop_seconds": 1.0, **options})  # type: ignore[arg-type]
+        runner = JobRunner(
+            jobs,
+            versions(jobs),
+            command,
+            poll_seconds=0.05,
+            **{"stop_seconds": 1.0, **options},
+        )  # type: ignore[arg-type]
         runner.start()
         runners.append(runner)
         return runner
@@ -195,9 +206,50 @@ def test_a_process_that_ends_without_a_word_has_failed(jobs: Jobs, start: Start,
     assert [path.name for path in (folder / "training").iterdir()] == ["results.csv"]
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_process_that_was_killed_after_it_had_published_has_succeeded(
+    jobs: Jobs, start: Start, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    project = versions(jobs).register("http://ls", "5.1795289898")
+    project.ensure_start("untrained-n", ["Car"])
+    weights = jobs.path.parent / "model.safetensors"
+    weights.write_bytes(b"weights")
+    ended: list[Job] = []
+    first = jobs.enqueue(project.key, "x")
+    with monkeypatch.context() as patch:  # killed before it became current, too
+        patch.setattr(ProjectRegistry, "_may_serve", lambda *_: False)
+        version = project.publish(weights, {"job": first, "tasks": {"train": 3}, "manifest": {"1": {}}})
+    assert project.current().number == 0
+    runner = start("import os, time; time.sleep(0.5); os.kill(os.getpid(), 9)", on_end=ended.append)
+    child_of(runner, first)
+    if cancelled:
+        jobs.cancel(first)
+    wait(lambda: bool(ended))
+    assert [(job.id, job.state, job.version) for job in ended] == [(first, "succeeded", version.name)]
+    assert "before it could say more" in ended[0].reason
+    assert ended[0].record["tasks"] == {"train": 3}
+    assert "manifest" not in ended[0].record
+    assert project.current().name == version.name
+
+
+def test_a_version_of_a_job_with_the_same_number_of_a_lost_queue_is_another_one_s(jobs: Jobs, start: Start) -> None:
+    project = versions(jobs).register("http://ls", "5.1795289898")
+    project.ensure_start("untrained-n", ["Car"])
+    weights = jobs.path.parent / "model.safetensors"
+    weights.write_bytes(b"weights")
+    project.publish(weights, {"job": 1})
+    job_id = jobs.enqueue(project.key, "x")
+    assert job_id == 1
+    start("import os; os.kill(os.getpid(), 9)")
+    wait(lambda: state(jobs, job_id) == "failed")
+    job = jobs.get(job_id)
+    assert job is not None
+    assert "yolonas-labelstudio jobs retry 1" in job.reason
+
+
 def test_a_command_that_cannot_be_run_fails_with_the_reason(jobs: Jobs) -> None:
     job_id = jobs.enqueue("a", "x")
-    runner = JobRunner(jobs, lambda job: ["/nonexistent/python"], poll_seconds=0.05)
+    runner = JobRunner(jobs, versions(jobs), lambda job: ["/nonexistent/python"], poll_seconds=0.05)
     runner.start()
     wait(lambda: state(jobs, job_id) == "failed")
     runner.stop()
@@ -381,7 +433,7 @@ def test_a_queue_of_an_older_version_is_taken_over(tmp_path: Path) -> None:
 def test_one_job_of_the_queue_runs_here_and_no_other(jobs: Jobs) -> None:
     first, other = jobs.enqueue("a", "x"), jobs.enqueue("b", "x")
     done = finishing(jobs)
-    runner = JobRunner(jobs, lambda job: [sys.executable, "-c", done(job)], poll_seconds=0.02)
+    runner = JobRunner(jobs, versions(jobs), lambda job: [sys.executable, "-c", done(job)], poll_seconds=0.02)
     runner.run_one(other)
     assert (state(jobs, first), state(jobs, other)) == ("queued", "succeeded")
     runner.run_one(other)
@@ -390,7 +442,7 @@ def test_one_job_of_the_queue_runs_here_and_no_other(jobs: Jobs) -> None:
 
 def test_one_job_that_is_stopped_goes_back_to_the_queue(jobs: Jobs) -> None:
     job_id = jobs.enqueue("a", "x")
-    runner = JobRunner(jobs, lambda job: [sys.executable, "-c", SLEEP], poll_seconds=0.02)
+    runner = JobRunner(jobs, versions(jobs), lambda job: [sys.executable, "-c", SLEEP], poll_seconds=0.02)
     thread = threading.Thread(target=runner.run_one, args=(job_id,))
     thread.start()
     pid = child_of(runner, job_id)

@@ -11,6 +11,7 @@ from rq import Queue
 from labelstudio_backend.job import Job
 from labelstudio_backend.job_queue import QueueError
 from labelstudio_backend.redis_jobs import QUEUE, RedisJobs
+from labelstudio_backend.registry import Registry
 from labelstudio_backend.remote_runner import RemoteRunner
 
 
@@ -19,12 +20,17 @@ def jobs(redis_url: str, tmp_path: Path) -> RedisJobs:
     return RedisJobs.open(redis_url, tmp_path / "jobs")
 
 
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "projects")
+
+
 def waiting(jobs: RedisJobs) -> list[int]:
     return [entry.args[0] for entry in Queue(QUEUE, connection=jobs.redis).jobs]
 
 
-def test_what_may_run_has_one_entry_and_a_lost_one_is_made_again(jobs: RedisJobs) -> None:
-    servers = [RemoteRunner(jobs), RemoteRunner(jobs)]
+def test_what_may_run_has_one_entry_and_a_lost_one_is_made_again(jobs: RedisJobs, registry: Registry) -> None:
+    servers = [RemoteRunner(jobs, registry), RemoteRunner(jobs, registry)]
     first, other = jobs.enqueue("a", "x"), jobs.enqueue("b", "x")
     for server in servers:
         server.step()
@@ -40,7 +46,7 @@ def test_what_may_run_has_one_entry_and_a_lost_one_is_made_again(jobs: RedisJobs
     assert waiting(jobs) == [other, later]
 
 
-def test_each_server_hears_of_each_end_once(jobs: RedisJobs) -> None:
+def test_each_server_hears_of_each_end_once(jobs: RedisJobs, registry: Registry) -> None:
     before = jobs.enqueue("a", "x")
     jobs.cancel(before)
     heard: list[tuple[int, int, str]] = []
@@ -50,7 +56,7 @@ def test_each_server_hears_of_each_end_once(jobs: RedisJobs) -> None:
             heard.append((number, job.id, job.state))
             raise RuntimeError("no reason not to hear of the next")
 
-        return RemoteRunner(jobs, on_end=on_end)
+        return RemoteRunner(jobs, registry, on_end=on_end)
 
     servers = [server(1), server(2)]
     first, other = jobs.enqueue("a", "x"), jobs.enqueue("b", "x")
@@ -71,8 +77,8 @@ def test_each_server_hears_of_each_end_once(jobs: RedisJobs) -> None:
     assert heard == [(1, first, "cancelled"), (2, first, "cancelled")], "it ended a second time"
 
 
-def test_a_job_whose_worker_died_goes_on_once_and_then_has_failed(jobs: RedisJobs) -> None:
-    servers = [RemoteRunner(jobs), RemoteRunner(jobs)]
+def test_a_job_whose_worker_died_goes_on_once_and_then_has_failed(jobs: RedisJobs, registry: Registry) -> None:
+    servers = [RemoteRunner(jobs, registry), RemoteRunner(jobs, registry)]
     job_id = jobs.enqueue("a", "x")
     for restarts, state in ((1, "queued"), (1, "failed")):
         assert jobs.claim(None, job_id=job_id) is not None  # and nobody holds its lock
@@ -81,6 +87,22 @@ def test_a_job_whose_worker_died_goes_on_once_and_then_has_failed(jobs: RedisJob
         job = jobs.get(job_id)
         assert job is not None
         assert (job.restarts, job.state) == (restarts, state)
+
+
+def test_a_job_whose_worker_died_after_publishing_has_succeeded(
+    jobs: RedisJobs, registry: Registry, tmp_path: Path
+) -> None:
+    project = registry.register("http://ls", "5.1795289898")
+    project.ensure_start("untrained-n", ["Car"])
+    (weights := tmp_path / "model.safetensors").write_bytes(b"weights")
+    job_id = jobs.enqueue(project.key, "x")
+    assert jobs.claim(None, job_id=job_id) is not None  # and nobody holds its lock
+    version = project.publish(weights, {"job": job_id})
+    ended: list[Job] = []
+    server = RemoteRunner(jobs, registry, on_end=ended.append)
+    server._told = set()  # it has looked before
+    server.step()
+    assert [(job.state, job.version, job.restarts) for job in ended] == [("succeeded", version.name, 0)]
 
 
 def test_a_number_is_not_given_again_after_redis_forgot_it(jobs: RedisJobs) -> None:
@@ -94,7 +116,7 @@ def test_redis_away_is_one_sentence_once(tmp_path: Path, caplog: pytest.LogCaptu
     away = RedisJobs.open(f"unix://{tmp_path}/nobody.sock", tmp_path)
     with pytest.raises(QueueError, match=r"YOLONAS_QUEUE.* does not answer"):
         away.enqueue("a", "x")
-    runner = RemoteRunner(away, poll_seconds=0.001)
+    runner = RemoteRunner(away, Registry(tmp_path), poll_seconds=0.001)
     with caplog.at_level(logging.WARNING):
         runner.start()
         runner._stopping.wait(0.2)

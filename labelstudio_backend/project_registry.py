@@ -59,6 +59,15 @@ class ProjectRegistry:
         """The label config last seen, XML."""
         return self.metadata().get("label_config")
 
+    def told(self) -> str | None:
+        """Name of the version that Label Studio was last told of, by whichever server."""
+        return self.metadata().get("told")
+
+    def tell(self, version: Version) -> None:
+        """Note that Label Studio is told of this version now."""
+        if self.told() != version.name:
+            self.update(told=version.name)
+
     def touch(self) -> None:
         """Note that Label Studio just spoke about this project (see Registry.find)."""
         os.utime(self.path / "project.json")

@@ -255,9 +255,10 @@ class Reconciler:
         if row is None:
             self._say(project.key, "no backend of this project in Label Studio answers with one of our versions")
             return
+        if row["title"] != version.name and self._service is not None:
+            self._service.preload(project.key)
+        project.tell(version)  # from now on every server answers with it
         if row["title"] != version.name:
-            if self._service is not None:
-                self._service.preload(project.key)
             row = self._client.retitle_ml_backend(row, version.name, self._stopping.wait)
             if row["title"] == version.name:
                 log.info("project %s: the title of backend %s is now %s", project.key, row["id"], version.name)

@@ -132,11 +132,16 @@ class Service:
         return {"model_version": version.name}
 
     def _serving(self, project: ProjectRegistry, current: Version) -> Version:
-        """The version to answer with: the current one, but while that is being loaded the one before goes on."""
+        """The version to answer with: the current one, but while that is being loaded the one before goes on.
+
+        Not once Label Studio was told of the current one, which another server may have loaded and told sooner: then
+        what is answered under the name of before would be a second prediction that nobody is shown.
+        """
         before = self._answered.get(project.key, current)
         if before.name != current.name and self.models.loaded(before) and not self.models.loaded(current):
             self.models.start_loading(current)
-            return before
+            if project.told() != current.name:
+                return before
         self._answered[project.key] = current
         return current
 

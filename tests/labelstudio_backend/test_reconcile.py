@@ -623,3 +623,22 @@ def test_a_rollback_queues_no_training_without_a_new_correction(tmp_path: Path) 
     bench.studio.annotate(3, at=31)
     bench.reconcile()
     assert [job.state for job in bench.jobs.find()] == ["succeeded", "queued"]
+
+
+def test_after_a_rollback_no_other_server_goes_on_under_the_name_of_before(asking: Asking) -> None:
+    bench, studio, other = asking.bench, asking.studio, asking.service
+    bench.reconciler._service = asking.start()  # the server that looks after the project; Label Studio asks the other
+    older, newer = bench.publish(), bench.publish()
+    other.preload(bench.project.key)
+    asking.retrieve(5, range(1, 301))
+    for task in range(1, 200):
+        studio.given[task].insert(0, older)
+    assert studio.given[1] == [older, newer]
+    studio.serving = bench.project.rollback(1).name
+    try:
+        bench.reconcile()
+        assert all(given == [older, newer] for task, given in studio.given.items() if task < 200)
+        assert all(given == [newer, older] for task, given in studio.given.items() if task >= 200)
+        assert other.setup({"project": UID, "hostname": "http://ls", "schema": CONFIG})["model_version"] == older
+    finally:
+        bench.reconciler._service.close()

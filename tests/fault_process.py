@@ -3,6 +3,7 @@ nothing here; and able to kill themselves (SIGKILL) at a point with a name, once
 
     python fault_process.py serve
     python fault_process.py job 7
+    python fault_process.py work
 
 FAULTS_FOLDER: notes which points were met; while it holds a file `full`, nothing can be written, as on a full disk.
 FAULTS_POINT: where to die. FAULTS_COUNT: the how-manieth time that the point is met.
@@ -25,11 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from labelstudio_backend import job_runner, reconcile, training_job
+from labelstudio_backend import cli, job_runner, reconcile, training_job
 from labelstudio_backend.app import create_app
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.gate import Verdict
-from labelstudio_backend.jobs import Jobs
+from labelstudio_backend.job_queue import JobQueue
+from labelstudio_backend.jobs import open_jobs
 from labelstudio_backend.registry import ProjectRegistry
 from labelstudio_backend.serving import Way
 from labelstudio_backend.settings import Settings
@@ -135,16 +137,27 @@ def serve() -> None:
     reconcile.RETRY_SECONDS = 0.5
     reconcile.Reconciler.__init__.__kwdefaults__["debounce"] = 0.1
     on(reconcile.Reconciler, "hint", "webhook", before=True)
-    on(Jobs, "enqueue", "queued")
+    on(JobQueue, "enqueue", "queued")
     on(job_runner.JobRunner, "_spawn", "claimed", before=True)
     on(job_runner.JobRunner, "_spawn", "spawned")
     on(LabelStudio, "patch_ml_backend", "title, before", before=True)
     on(LabelStudio, "patch_ml_backend", "title, after")
     on(LabelStudio, "retrieve_predictions", "re-prediction")
-    job_runner.JobRunner._training_command = lambda self, job: [sys.executable, __file__, "job", str(job.id)]  # type: ignore[method-assign]
+    train_here()
     settings = Settings()
     app = create_app(settings, load=Model)
     uvicorn.run(app, host=settings.host, port=settings.port, log_level="warning", access_log=False)
+
+
+def work() -> None:
+    """A worker of a shared queue."""
+    train_here()
+    cli.main(["worker"])
+
+
+def train_here() -> None:
+    """Run trainings by this file."""
+    job_runner.JobRunner._training_command = lambda self, job: [sys.executable, __file__, "job", str(job.id)]  # type: ignore[method-assign]
 
 
 # -- a training ----------------------------------------------------------------------------------------------------
@@ -182,16 +195,15 @@ def job(number: int) -> int:
     on(ProjectRegistry, "_add", "publish, copied", before=True)
     on(ProjectRegistry, "_activate", "publish, renamed", before=True)
     on(ProjectRegistry, "publish", "published")
-    on(Jobs, "finish", "finished")
+    on(JobQueue, "finish", "finished")
     stop: list[bool] = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     settings = Settings()
-    return training_job.run(number, settings, Jobs(settings.state_dir / "jobs.sqlite"), lambda: bool(stop))
+    return training_job.run(number, settings, open_jobs(settings), lambda: bool(stop))
 
 
 if __name__ == "__main__":
     fill_the_disk()
-    if sys.argv[1] == "serve":
-        serve()
-    else:
+    if sys.argv[1] == "job":
         sys.exit(job(int(sys.argv[2])))
+    {"serve": serve, "work": work}[sys.argv[1]]()

@@ -14,21 +14,25 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 
 import fault_process
+import real_redis
 from fake_label_studio import FakeLabelStudio
 from labelstudio_backend import local_label_studio
 from labelstudio_backend.client import LabelStudio, project_uid
 from labelstudio_backend.corrections import corrections, held_out, manifest
 from labelstudio_backend.job import Job
+from labelstudio_backend.job_queue import JobQueue
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.local_label_studio import Process
+from labelstudio_backend.redis_jobs import RedisJobs
 from labelstudio_backend.registry import ProjectRegistry, Registry, project_key
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import CHECKPOINT
@@ -43,11 +47,15 @@ CONFIG = (
 class Day:
     """A project of `tasks` images, a server that trains after every corrected task, and the people.
 
-    A context manager. `lost` names what went wrong while it ran: a version that was not whole.
+    A context manager. `lost` names what went wrong while it ran: a version that was not whole. shared: the jobs are in
+    a real Redis and run by workers, and the versions in a folder beside the servers' own.
     """
 
-    def __init__(self, folder: Path, tasks: int = 12) -> None:
+    def __init__(self, folder: Path, tasks: int = 12, *, shared: bool = False) -> None:
         self.folder = folder
+        self.state_dir = folder / "state"
+        self.shared_dir = folder / "shared" if shared else self.state_dir
+        self.queue = ""
         self.marks = folder / "marks"
         self.marks.mkdir(parents=True)
         self.studio = FakeLabelStudio()
@@ -60,9 +68,12 @@ class Day:
         self.lost: list[str] = []
         self.kills = 0
         self._over = threading.Event()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Day:
-        self.studio.__enter__()
+        self._stack.enter_context(self.studio)
+        if self.shared_dir != self.state_dir:
+            self.queue = self._stack.enter_context(real_redis.running(self.folder))
         self.project = self.client.create_project("A day", CONFIG.format(""))["id"]
         picture = np.random.default_rng(0).integers(0, 255, (16, 16, 3)).astype(np.uint8)
         content = cv2.imencode(".png", picture)[1].tobytes()
@@ -76,11 +87,11 @@ class Day:
         self._over.set()
         self._watcher.join()
         self.kill()
-        for process in job_processes(self.state_dir):
+        for process in self.trainings():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self.client.close()
-        self.studio.__exit__()
+        self._stack.close()
 
     def _date_project(self) -> None:
         """Give the project a date with which its first three tasks are learnt from, and another one is held out.
@@ -100,16 +111,28 @@ class Day:
     # -- the machine -----------------------------------------------------------------------------------------------
 
     @property
-    def state_dir(self) -> Path:
-        return self.folder / "state"
+    def registry(self) -> ProjectRegistry | None:
+        return next(iter(Registry(self.shared_dir / "projects").projects()), None)
 
     @property
-    def registry(self) -> ProjectRegistry | None:
-        return next(iter(Registry(self.state_dir / "projects").projects()), None)
+    def jobs(self) -> JobQueue:
+        if self.queue:
+            return RedisJobs.open(self.queue, self.shared_dir / "jobs")
+        return Jobs(self.state_dir / "jobs.sqlite")
+
+    def trainings(self) -> list[int]:
+        """The PIDs of the trainings that live."""
+        found = []
+        for path in (self.shared_dir / "jobs").glob("*/pid"):
+            with contextlib.suppress(OSError, ValueError):
+                pid = int(path.read_text())
+                if b"fault_process.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
 
     def start(self, point: str = "", count: int = 1) -> None:
         """Start the server, which dies (or one of its trainings) at `point`; connect it where it is not."""
-        command, environment = self.command(self.port, point, count)
+        command, environment = self.command(self.port, FAULTS_POINT=point, FAULTS_COUNT=str(count))
         self.server = Process("The backend", command, environment, self.folder / "backend.log")
         up = f"{self.backend}/health"
         with contextlib.suppress(Exception):  # it may die at once
@@ -117,12 +140,11 @@ class Day:
             if not self.client.ml_backends(self.project):
                 self.client.add_ml_backend(self.project, self.backend, title="My model")
 
-    def command(self, port: int, point: str = "", count: int = 1) -> tuple[list[str], dict[str, str]]:
-        """The command line and the environment of a server."""
+    def command(self, port: int, what: str = "serve", **own: str) -> tuple[list[str], dict[str, str]]:
+        """The command line and the environment of a server, or of a worker."""
+        shared = {"YOLONAS_QUEUE": self.queue, "YOLONAS_SHARED_DIR": str(self.shared_dir)} if self.queue else {}
         environment = {
             "FAULTS_FOLDER": str(self.marks),
-            "FAULTS_POINT": point,
-            "FAULTS_COUNT": str(count),
             "YOLONAS_STATE_DIR": str(self.state_dir),
             "YOLONAS_PORT": str(port),
             "YOLONAS_WEIGHTS": "untrained-n",
@@ -131,7 +153,7 @@ class Day:
             "YOLONAS_TRAIN_EVERY": "1",
             "YOLONAS_RECONCILE_SECONDS": "1",
         }
-        return [sys.executable, str(HERE / "fault_process.py"), "serve"], os.environ | environment
+        return [sys.executable, str(HERE / "fault_process.py"), what], os.environ | environment | shared | own
 
     def kill(self) -> None:
         """kill -9 of the server; a training goes on by itself."""
@@ -182,7 +204,7 @@ class Day:
         registry = self.registry
         if registry is None:
             return ["the project is not known"]
-        jobs = Jobs(self.state_dir / "jobs.sqlite").find(registry.key)
+        jobs = self.jobs.find(registry.key)
         ended = [job for job in jobs if job.state in ("succeeded", "refused")]
         if any(job.state in ("queued", "running") for job in jobs):
             return ["a job is under way"]
@@ -243,15 +265,6 @@ def _untold(jobs: Sequence[Job], registry: ProjectRegistry) -> list[str]:
     ]
 
 
-def job_processes(state_dir: Path) -> Iterator[int]:
-    """The PIDs of trainings that were started from this state folder, as far as they live."""
-    for path in (state_dir / "jobs").glob("*/pid"):
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(path.read_text())
-            if b"fault_process.py" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                yield pid
-
-
 def log_tail(path: Path) -> str:
     return path.read_text(errors="replace")[-3000:] if path.exists() else ""
 
@@ -294,7 +307,7 @@ def killed_at_random(day: Day, times: int, seed: int = 0) -> None:
         day.keep_running()
         day.label(draw.choice(day.tasks) if number else day.tasks[0])
         time.sleep(draw.uniform(0.0, 2.5))
-        trainings = list(job_processes(day.state_dir))
+        trainings = day.trainings()
         if trainings and draw.random() < 0.5:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(trainings[-1], signal.SIGKILL)
@@ -308,7 +321,7 @@ def full_disk(day: Day, seconds: float) -> None:
     """Nothing can be written for a while, beginning in the middle of a training."""
     day.start()
     day.label(day.tasks[0])
-    until(lambda: any(job_processes(day.state_dir)), "a training")
+    until(lambda: bool(day.trainings()), "a training")
     day.fill_disk(True)
     day.label(day.tasks[1])
     time.sleep(seconds)
@@ -320,7 +333,7 @@ def away(day: Day, seconds: float) -> None:
     """Label Studio is away for a while, beginning in the middle of a training; one that starts meanwhile fails."""
     day.start()
     day.label(day.tasks[0])
-    until(lambda: any(job_processes(day.state_dir)), "a training")
+    until(lambda: bool(day.trainings()), "a training")
     day.label(day.tasks[1])
     day.studio.away = True
     time.sleep(seconds)
@@ -342,7 +355,7 @@ def config_changed(day: Day) -> None:
     """The label config gets another label in the middle of a training: the next one has it."""
     day.start()
     day.label(day.tasks[0])
-    until(lambda: any(job_processes(day.state_dir)), "a training")
+    until(lambda: bool(day.trainings()), "a training")
     day.client.patch_project(day.project, label_config=CONFIG.format('<Label value="Σκύλος"/>'))
     day.label(day.tasks[1])
     day.settle()
@@ -363,6 +376,46 @@ def two_servers(day: Day) -> None:
         assert second.running, log_tail(day.folder / "second.log")
     finally:
         second.stop()
+
+
+def two_servers_over_redis(day: Day) -> None:
+    """Two servers with state folders of their own share a queue in Redis, whose worker is killed with its training, as
+    by a loss of power, and started again; then the first server is killed. Afterwards all goes on."""
+    second = Process(
+        "A second backend",
+        *day.command(local_label_studio.free_port(), YOLONAS_STATE_DIR=str(day.folder / "second")),
+        day.folder / "second.log",
+    )
+    workers: list[Process] = []
+
+    def work() -> None:
+        name = f"worker {len(workers)}"
+        environment = day.command(0, "work", YOLONAS_STATE_DIR=str(day.folder / name))
+        workers.append(Process("A worker", *environment, day.folder / f"{name}.log"))
+
+    try:
+        work()
+        day.start()
+        for place, task in enumerate(day.tasks):
+            day.label(task)
+            if place == day.count // 3:
+                until(lambda: bool(day.trainings()), "a training", 60)
+                machine = psutil.Process(workers[0].pid)
+                for process in [machine, *machine.children(recursive=True)]:
+                    process.kill()
+                day.kills += 1
+                work()
+            if place == 2 * day.count // 3:
+                day.kill()
+        day.settle(120)
+        day.label(day.tasks[0])
+        day.settle(120)
+        assert second.running, log_tail(day.folder / "second.log")
+        assert workers[1].running, log_tail(workers[1].log)
+        assert any(job.restarts for job in day.jobs.find(brief=True)), "the killed training did not go on"
+    finally:
+        for process in (second, *workers):
+            process.stop()
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:

@@ -1,6 +1,6 @@
 """Faults, the long form: whether a label is lost, or half a version serves, over hours of a labelling team.
 
-PYTHONPATH=tests python tests/bench/faults.py [--write] [--random 100]
+PYTHONPATH=tests python tests/bench/faults.py [--write] [--random 100] [--only "Label Studio"]
 
 Each line is a day of `tests/labelling_day.py`: a fake Label Studio, the real server and its training processes, of
 which only the network and its training are replaced (`tests/fault_process.py`). In the end every labelled task must
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import labelling_day
 from fault_process import JOB_POINTS, SERVER_POINTS
-from labelstudio_backend.jobs import Jobs
 from measuring import Report
 
 
@@ -27,7 +26,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write tests/bench/results/faults_<processor>.md")
     parser.add_argument("--random", type=int, default=100, help="kills at random moments")
+    parser.add_argument("--only", default="", metavar="NAME", help="run the days whose name begins so")
     arguments = parser.parse_args()
+    if arguments.write and arguments.only:
+        parser.error("--write writes the table of all days, so it goes without --only")
     days: dict[str, Callable[[labelling_day.Day], object]] = {
         f"kill -9 at {len(SERVER_POINTS)} points of the server: {'; '.join(SERVER_POINTS)}": (
             lambda day: labelling_day.killed_at(day, SERVER_POINTS)
@@ -46,17 +48,22 @@ def main() -> None:
         "every webhook twice, 0.5 s late": labelling_day.doubled_and_delayed,
         "a new label in the config during a training": labelling_day.config_changed,
         "two servers on one state folder, one killed": labelling_day.two_servers,
+        "two servers and a worker over Redis, one server and the worker killed": labelling_day.two_servers_over_redis,
     }
+    days = {name: run for name, run in days.items() if name.startswith(arguments.only)}
+    if not days:
+        parser.error(f"no day's name begins with {arguments.only!r}")
     report = Report("Faults", "a fake Label Studio", "PYTHONPATH=tests python tests/bench/faults.py --write")
     report.table(
         "No label may be lost, and no half version serve.", "what happened", "kills", "jobs", "versions", "s", "lost"
     )
     for name, run in days.items():
-        with tempfile.TemporaryDirectory() as folder, labelling_day.Day(Path(folder) / "day") as day:
+        shared = run is labelling_day.two_servers_over_redis
+        with tempfile.TemporaryDirectory() as folder, labelling_day.Day(Path(folder) / "day", shared=shared) as day:
             begun = time.monotonic()
             run(day)  # raises where anything was lost
             assert day.registry is not None
-            jobs = len(Jobs(day.state_dir / "jobs.sqlite").find(day.registry.key, brief=True))
+            jobs = len(day.jobs.find(day.registry.key, brief=True))
             versions = len(day.registry.versions()) - 1
             report.row(name, day.kills, jobs, versions, round(time.monotonic() - begun), "nothing")
     if arguments.write:

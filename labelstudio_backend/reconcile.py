@@ -307,7 +307,7 @@ class Reconciler:
         missing = [task for task in self._missing(project, version) if task not in known.tried]
         if due is not None:
             missing = [task for task in missing if task in due]
-        began = time.monotonic()
+        began, in_time = time.monotonic(), True
         while missing:
             if self._stopping.is_set() or project.current().name != version.name:
                 return
@@ -320,6 +320,7 @@ class Reconciler:
                 raise
             known.tried.update(chunk)
             seconds = max(time.monotonic() - started, 0.1)
+            in_time = in_time and seconds < 0.5 * self._settings.predict_seconds
             known.chunk = max(1, min(LARGEST_CHUNK, known.chunk * 2, int(len(chunk) * CHUNK_SECONDS / seconds)))
             if missing and time.monotonic() - began > TURN_SECONDS:
                 self._look(project.key, time.monotonic())  # other projects have their turn first
@@ -339,6 +340,8 @@ class Reconciler:
         known.left = set(left)
         known.failures, known.retry = known.failures + 1 if left else 0, 0.0
         if left:
+            if not in_time:  # a long video, mostly: each request goes on where the last one stopped
+                known.failures = 1
             known.retry = time.monotonic() + min(60.0 * 2 ** min(known.failures - 1, 10), LONGEST_WAIT)
 
     def _missing(self, project: ProjectRegistry, version: Version) -> list[int]:

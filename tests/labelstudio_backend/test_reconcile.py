@@ -241,6 +241,25 @@ def test_tasks_that_gave_no_prediction_are_asked_again_later_not_at_once(bench: 
     assert bench.studio.asked[-1] == [3]
 
 
+@pytest.mark.parametrize(("predict_seconds", "waits"), [(80.0, [60, 120, 240, 3600]), (0.1, [60, 60, 60, 60])])
+def test_what_fails_is_asked_again_ever_later_and_what_only_took_its_time_is_not(
+    tmp_path: Path, predict_seconds: float, waits: list[int]
+) -> None:
+    bench = Bench(tmp_path, predict_seconds=predict_seconds)  # a request counts as 0.1 s at least
+    bench.studio.silent = {3}
+    bench.publish()
+    for number, wait in enumerate(waits):
+        bench.reconcile()
+        known = bench.reconciler._known[bench.project.key]
+        assert wait - 10 < known.retry - time.monotonic() <= wait
+        known.retry = 0.0
+        if number == 2:
+            known.failures += 20
+    bench.publish()
+    bench.reconcile()
+    assert 50 < known.retry - time.monotonic() <= 60, "another version may manage"
+
+
 def test_a_long_prediction_gives_other_projects_their_turn(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconcile, "TURN_SECONDS", -1.0)
     bench.studio.silent = {1}

@@ -56,9 +56,9 @@ class Models:
         self._load = load or (lambda version: serving.load(version, settings))
         self._limit = settings.loaded_models
         self._models: OrderedDict[str, Model] = OrderedDict()  # the most recently used last
-        self._names: dict[str, tuple[str, ...]] = {}
+        self._names: dict[str, tuple[str, ...]] = {}  # of versions whose record does not tell them
         self._loading: dict[str, Future[Model]] = {}
-        self._failed: dict[str, tuple[float, YolonasError]] = {}
+        self._failed: dict[str, tuple[float, str]] = {}  # no exceptions: they hold on to whoever they were raised to
         self._guard = threading.Lock()  # of the four above; never held while something loads
         self._loader = ThreadPoolExecutor(1, "load")
 
@@ -110,7 +110,7 @@ class Models:
                 done.set_result(self._models[key])
                 return done
             if key in self._failed and time.monotonic() - self._failed[key][0] < FAILED_LOAD_SECONDS:
-                done.set_exception(self._failed[key][1])
+                done.set_exception(YolonasError(self._failed[key][1]))
                 return done
             self._loading[key] = self._loader.submit(self._load_one, key, version)
             return self._loading[key]
@@ -125,14 +125,15 @@ class Models:
             if not isinstance(error, YolonasError):
                 logger.exception("%s could not be loaded", version.name)
             with self._guard:
-                self._failed[key] = (time.monotonic(), failure)
+                self._failed[key] = (time.monotonic(), str(failure))
                 del self._loading[key]
             raise failure from error
         metrics.model_load_seconds.observe(time.monotonic() - begin)
         logger.info("%s is loaded, in %.1f s", version.name, time.monotonic() - begin)
         with self._guard:
             self._models[key] = model
-            self._names[key] = tuple(model.names)
+            if version.labels is None:
+                self._names[key] = tuple(model.names)
             self._failed.pop(key, None)
             del self._loading[key]
             while len(self._models) > self._limit:

@@ -179,6 +179,34 @@ def test_setup_alone_tells_that_the_model_cannot_be_loaded(harness: Harness, cap
     assert eventually(lambda: "-v0 could not be loaded: no such checkpoint" in caplog.text)
 
 
+def test_an_error_of_loading_does_not_gather_those_it_was_raised_to(harness: Harness) -> None:
+    def load(_: Version) -> FakeModel:
+        raise FileNotFoundError("no such checkpoint")
+
+    harness.load = load
+    harness.setup()
+    version, frames = harness.registry.projects()[0].current(), []
+    for _ in range(4):
+        with pytest.raises(YolonasError, match="could not be loaded: no such checkpoint") as caught:
+            harness.service.models.get(version, time.monotonic() + 5)
+        frames.append(len(caught.traceback))
+    assert len(harness.loads) == 1  # the others were told of the first one's failure
+    assert len(set(frames[1:])) == 1
+
+
+def test_the_classes_of_trained_versions_are_in_their_records_not_in_memory(harness: Harness) -> None:
+    harness.setup()
+    project = harness.registry.projects()[0]
+    for number in range(3):
+        weights = harness.settings.state_dir / f"{number}.safetensors"
+        weights.write_bytes(b"weights")
+        project.publish(weights, {"labels": list(harness.model.names)})
+        harness.service.preload(project.key)
+        assert harness.service.models.names(project.current()) == harness.model.names
+    assert len(harness.loads) == 4  # the start version too
+    assert len(harness.service.models._names) == 1
+
+
 def test_a_model_that_has_left_memory_is_not_loaded_again_for_the_mapping(make: Callable[..., Harness]) -> None:
     harness = make(loaded_models=1)
     harness.setup()

@@ -298,31 +298,39 @@ class Scheduler:
             future.set_exception(failure)
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not (batch := self._choose()) and not self._closing:
-                    self._changed.wait()
-                if self._closing:
-                    return
-                first = batch[0].tickets[0]
-                images = [look.pixels for look in batch if look.pixels is not None]
-            start = time.monotonic()
-            outcomes = self._forward(first.model, images, first.options)
-            seconds = time.monotonic() - start
-            told: list[tuple[list[Future[Detections]], Detections | str]] = []
-            with self._changed:
-                for look, outcome in zip(batch, outcomes, strict=True):
-                    for ticket in look.tickets:
-                        ticket.slowest = max(ticket.slowest, seconds)
-                    told.append((self._close(look), outcome))
-                self._read_ahead()
-            del batch, images, first  # the pixels, while it waits
-            for futures, outcome in told:
-                for future in futures:
-                    if isinstance(outcome, str):
-                        future.set_exception(LookError(outcome))
-                    else:
-                        future.set_result(outcome)
+        while self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        """Wait for a batch and run it; False once the scheduler closes.
+
+        What it knew of the batch goes with its return: pixels, and requests as Label Studio sent them, in which a task
+        brings its predictions by every version. A loop would hold on to them while it waits for the next batch.
+        """
+        with self._changed:
+            while not (batch := self._choose()) and not self._closing:
+                self._changed.wait()
+            if self._closing:
+                return False
+            first = batch[0].tickets[0]
+            images = [look.pixels for look in batch if look.pixels is not None]
+        start = time.monotonic()
+        outcomes = self._forward(first.model, images, first.options)
+        seconds = time.monotonic() - start
+        told: list[tuple[list[Future[Detections]], Detections | str]] = []
+        with self._changed:
+            for look, outcome in zip(batch, outcomes, strict=True):
+                for ticket in look.tickets:
+                    ticket.slowest = max(ticket.slowest, seconds)
+                told.append((self._close(look), outcome))
+            self._read_ahead()
+        for futures, outcome in told:
+            for future in futures:
+                if isinstance(outcome, str):
+                    future.set_exception(LookError(outcome))
+                else:
+                    future.set_result(outcome)
+        return True
 
     def _forward(
         self, model: Model, images: list[np.ndarray], options: Mapping[str, Any]

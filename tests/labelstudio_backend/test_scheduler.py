@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from types import SimpleNamespace
@@ -385,6 +386,18 @@ def test_an_image_larger_than_the_bound_is_looked_at_alone(make: Callable[..., B
     bench.model.let(3)
     ticket = bench.scheduler.submit(bench.model, [bench.picture(n, 20) for n in range(3)], {})
     assert numbers(*ticket.futures) == [0, 1, 2]
+
+
+def test_while_it_waits_nothing_of_the_last_request_is_kept(bench: Bench) -> None:
+    bench.model.let()
+    ticket = bench.submit(7)
+    kept = weakref.ref(ticket)
+    assert numbers(*ticket.futures) == [7]
+    del ticket
+    end = time.monotonic() + WAIT
+    while kept() is not None:
+        assert time.monotonic() < end
+        time.sleep(0.002)
 
 
 # -- all at once

@@ -225,11 +225,11 @@ class Reconciler:
         if not fresh and known.seen:
             item = "filter:tasks:updated_at"
             filters.append({"filter": item, "operator": "greater_or_equal", "type": "Datetime", "value": known.seen})
-        if fresh:
-            known.manifest = {}
-        tasks = list(self._client.iter_tasks(project.project_id, only_annotated=True, filters=filters))
-        known.manifest |= {str(c.task): c.stamp for c in corrections(tasks)}
-        known.seen = max([known.seen, *(task["updated_at"] for task in tasks)])
+        manifest, seen = {} if fresh else dict(known.manifest), known.seen
+        for task in self._client.iter_tasks(project.project_id, only_annotated=True, filters=filters):
+            manifest |= {str(c.task): c.stamp for c in corrections([task])}
+            seen = max(seen, task["updated_at"])
+        known.manifest, known.seen = manifest, seen  # once all are read
         if fresh:
             known.counted = time.monotonic()
         earlier = sorted(self._jobs.find(project.key, brief=True), key=ended_at)

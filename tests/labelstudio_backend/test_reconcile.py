@@ -4,6 +4,7 @@ import base64
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -316,6 +317,36 @@ def test_every_n_corrected_tasks_queue_a_training(tmp_path: Path) -> None:
     bench.studio.annotate(5, at=41)
     bench.reconcile()
     assert bench.jobs.find()[-1].trigger == "3 newly corrected tasks"
+
+
+def test_labelled_tasks_are_counted_one_by_one_not_all_held_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Task(dict[str, Any]):
+        """One that can be counted; it brings the predictions of every version."""
+
+        def __hash__(self) -> int:  # type: ignore[override]
+            return id(self)
+
+    alive: weakref.WeakSet[Task] = weakref.WeakSet()
+    most = 0
+    bench = Bench(tmp_path, train_every=6)
+    bench.studio.annotate(*bench.studio.tasks)
+    read = bench.studio.iter_tasks
+
+    def iter_tasks(project: int, **options: Any) -> Iterator[Task]:
+        nonlocal most
+        for values in read(project, **options):
+            task = Task(values)
+            alive.add(task)
+            most = max(most, len(alive))
+            yield task
+            del task
+
+    monkeypatch.setattr(bench.studio, "iter_tasks", iter_tasks)
+    bench.reconcile()
+    assert bench.jobs.find()[0].trigger == "6 newly corrected tasks"
+    assert most <= 2  # the one before is let go when the next has come
 
 
 def test_a_training_that_could_not_pull_is_not_queued_again_at_once(tmp_path: Path) -> None:

@@ -5,13 +5,17 @@ PYTHONPATH=tests python tests/bench/soak.py [--write] [--minutes 30] [--shared .
 The real server with yolo_nas_n_bccd and a small Label Studio of the tests. In each project an annotator opens a task,
 waits for its boxes and submits them, without a pause; now and then everything is predicted by a batch action, and the
 labels start trainings of six seconds. Memory is the server's resident set (its trainings are other processes), read
-every five seconds; the first five minutes, in which models are loaded, are told but not compared.
+every five seconds; the first five minutes, in which models are loaded, are told but not compared. What may grow is told
+as it is after these five minutes and at the end. A task does: it is sent with its predictions by every version, so that
+requests, and the memory that they pass through, grow with the trainings.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
+import json
 import os
 import statistics
 import sys
@@ -79,6 +83,18 @@ def resident(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def held(pid: int, folder: Path, studio: FakeLabelStudio) -> tuple[int, int, float, float]:
+    """Threads and open files of a process (Linux), megabytes of a folder's files, kilobytes of a task, the mean."""
+    sizes = []
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(path.stat().st_blocks * 512)
+    with studio.lock:
+        tasks = [len(json.dumps(task)) for task in studio.tasks.values()]
+    threads, files = (len(list(Path(f"/proc/{pid}/{kind}").iterdir())) for kind in ("task", "fd"))
+    return threads, files, sum(sizes) / 1e6, statistics.mean(tasks) / 1e3
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write tests/bench/results/soak_<processor>.md")
@@ -121,10 +137,14 @@ def main() -> None:
                     annotators.append(Annotator(studio, project, tasks, over))
             for annotator in annotators:
                 annotator.start()
-            begun = time.monotonic()
+            begun, warm_at = time.monotonic(), min(WARM, 15 * arguments.minutes)
+            holds: list[tuple[int, int, float, float]] = []
             while (now := time.monotonic() - begun) < 60 * arguments.minutes:
                 readings.append((now, resident(server.pid)))
+                if now >= warm_at and not holds:
+                    holds.append(held(server.pid, folder / "state", studio))
                 over.wait(SECONDS)
+            holds.append(held(server.pid, folder / "state", studio))
             over.set()
             for annotator in annotators:
                 annotator.join(120)
@@ -133,17 +153,18 @@ def main() -> None:
         finally:
             over.set()
             server.stop(60)
-        warm = [reading for reading in readings if reading[0] >= min(WARM, readings[-1][0] / 4)]
+        warm = [reading for reading in readings if reading[0] >= warm_at]
         third = len(warm) // 3
         first, last = (statistics.median(mb for _, mb in part) for part in (warm[:third], warm[-third:]))
-        slope = statistics.linear_regression([t / 60 for t, _ in warm], [mb for _, mb in warm]).slope
+        late = warm[third:]
+        slope = statistics.linear_regression([t / 60 for t, _ in late], [mb for _, mb in late]).slope
         report.table(
             "Resident memory of the server, MB.",
             "first minute",
             "first third",
             "last third",
             "highest",
-            "slope, MB a minute",
+            "slope over the last two thirds, MB a minute",
         )
         report.row(
             f"{readings[min(11, len(readings) - 1)][1]:.0f}",
@@ -152,6 +173,9 @@ def main() -> None:
             f"{max(mb for _, mb in readings):.0f}",
             f"{slope:.2f}",
         )
+        report.table("What may grow.", "", "threads", "open files", "state folder, MB", "a task as it is sent, kB")
+        for when, (threads, files, megabytes, kilobytes) in zip(("warm", "end"), holds, strict=True):
+            report.row(when, threads, files, f"{megabytes:.0f}", f"{kilobytes:.0f}")
         report.table(
             "What was done meanwhile.", "project", "submitted", "without a prediction", "failed calls", "versions"
         )

@@ -102,6 +102,10 @@ def parse_label_config(xml: str) -> list[Control]:
         name, value = element.get("name", ""), element.get("value", "").strip()
         if tag in media and name and value.startswith("$") and len(value) > 1:
             media[tag][name] = element
+    holding: dict[str, list[ET.Element]] = {}  # the Labels tags of each object
+    for element in (element for tag, element in tags if tag == "labels"):
+        for to_name in dict.fromkeys(_to_names(element)):
+            holding.setdefault(to_name, []).append(element)
     controls = []
     for tag, element in tags:
         if tag not in ("rectanglelabels", "videorectangle") or not element.get("name"):
@@ -112,27 +116,27 @@ def parse_label_config(xml: str) -> list[Control]:
                 continue
             holders = [element]
             if tag == "videorectangle":
-                holders += [other for kind, other in tags if kind == "labels" and to_name in _to_names(other)]
+                holders += holding.get(to_name, [])
             controls.append(_control(holders, to_name, shown[to_name]))
     return controls
 
 
 def _control(holders: Sequence[ET.Element], to_name: str, shown: ET.Element) -> Control:
     """holders: the control tag, and others that hold its labels; the first that has an attribute counts."""
-    labels: list[str] = []
-    skipped: list[str] = []
+    labels: dict[str, None] = {}  # as a set that keeps its order: there are configs of 20,000
+    skipped: dict[str, None] = {}
     predicted: dict[str, tuple[str, ...]] = {}
     values: dict[str, str] = {}
     thresholds: dict[str, float] = {}
     for label in (element for holder in holders for element in holder.iter()):
         value = label.get("value", "")
         written = label.get("alias") or value
-        if str(label.tag).lower() != "label" or not written or written in (*labels, *skipped):
+        if str(label.tag).lower() != "label" or not written or written in labels or written in skipped:
             continue
         if _is_true(label.get("model_skip")):
-            skipped.append(written)
+            skipped[written] = None
             continue
-        labels.append(written)
+        labels[written] = None
         if value and value != written:
             values[written] = value
         names = tuple(name.strip() for name in label.get("predicted_values", "").split(",") if name.strip())

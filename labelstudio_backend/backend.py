@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from labelstudio_backend.client import CONNECT_SECONDS, DIRECT
+from labelstudio_backend.label_studio_http import CONNECT_SECONDS, DIRECT
 from labelstudio_backend.settings import Settings
 from yolonas.errors import YolonasError
 

@@ -15,7 +15,8 @@ import httpx
 
 from labelstudio_backend.backend import UNREACHABLE, Backend, Credentials, is_ours, same_address
 from labelstudio_backend.cli import settings_from
-from labelstudio_backend.client import RESERVED_ADVICE, LabelStudio, LabelStudioError
+from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.label_studio_http import RESERVED_ADVICE, LabelStudioError
 from labelstudio_backend.settings import Settings
 from yolonas.errors import YolonasError
 

@@ -27,8 +27,9 @@ from labelstudio_backend.backend import (
     same_address,
 )
 from labelstudio_backend.cli import settings_from
-from labelstudio_backend.client import RESERVED_ADVICE, LabelStudio, LabelStudioError, jwt_payload, project_uid
+from labelstudio_backend.client import LabelStudio, project_uid
 from labelstudio_backend.connect import SAMPLING, backend_url, explanation, left_webhooks, missing_of, project_options
+from labelstudio_backend.label_studio_http import RESERVED_ADVICE, LabelStudioError, jwt_payload
 from labelstudio_backend.mapping import Mapped
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.registry import Registry

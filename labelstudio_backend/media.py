@@ -22,9 +22,10 @@ import httpx
 
 from labelstudio_backend import metrics
 from labelstudio_backend.addresses import PORTS, AddressError, address, below, host, origin, relative
-from labelstudio_backend.client import CONNECT_SECONDS, LabelStudio, LabelStudioError
+from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.egress import Egress, ForbiddenError, Trust
 from labelstudio_backend.file_cache import FileCache
+from labelstudio_backend.label_studio_http import CONNECT_SECONDS, LabelStudioError
 from labelstudio_backend.redaction import redact
 from labelstudio_backend.settings import Settings
 from yolonas.errors import YolonasError

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from labelstudio_backend.acceptance import TaskWork, Work, task_work, works_by_round
-from labelstudio_backend.client import LabelStudio, LabelStudioError
-from labelstudio_backend.reconcile import same_project
+from labelstudio_backend.client import LabelStudio, same_project
+from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.redaction import redact
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.version import RegistryError

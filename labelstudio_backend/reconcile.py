@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from labelstudio_backend import logs
-from labelstudio_backend.client import LabelStudio, LabelStudioError, project_uid
+from labelstudio_backend.client import LabelStudio, same_project
 from labelstudio_backend.corrections import corrections, new_since
 from labelstudio_backend.job import IN_VAIN, Job
 from labelstudio_backend.job_queue import JobQueue, ended_at
+from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.locks import try_lock
 from labelstudio_backend.owed import Owed
 from labelstudio_backend.registry import ProjectRegistry, Registry
@@ -358,11 +359,3 @@ class Reconciler:
             if version.name not in given:
                 missing.append((bool(task.get("is_labeled")), int(task["id"])))
         return [task for _, task in sorted(missing)]
-
-
-def same_project(state: Mapping[str, Any], uid: str) -> bool:
-    """Whether what Label Studio answers for a project is the project "ID.timestamp": ids repeat after a reinstall."""
-    try:
-        return uid == project_uid(state)
-    except (KeyError, ValueError):
-        return False

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any
 
 from labelstudio_backend import logs, serving
 from labelstudio_backend.acceptance import fewest_edits_threshold
-from labelstudio_backend.client import LabelStudio, LabelStudioError
+from labelstudio_backend.client import LabelStudio, same_project
 from labelstudio_backend.corrections import corrections, manifest
 from labelstudio_backend.gate import Verdict, judge, rename
 from labelstudio_backend.job import STOPPED, Job, State, tidy
 from labelstudio_backend.job_queue import JobQueue, QueueError
 from labelstudio_backend.job_runner import finish_published
 from labelstudio_backend.jobs import open_jobs
+from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.media import MediaCache
-from labelstudio_backend.reconcile import same_project
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.serving import Way
 from labelstudio_backend.settings import UNTRAINED, Settings

@@ -11,8 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from labelstudio_backend import client as client_module
-from labelstudio_backend.client import LabelStudio, LabelStudioError
+from labelstudio_backend import label_studio_http
+from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.label_studio_http import LabelStudioError
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 URL = "http://studio.example.org:8080/ls"
@@ -44,7 +45,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def _no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(label_studio_http, "RETRY_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -13,10 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from labelstudio_backend import client as client_module
+from labelstudio_backend import label_studio_http
 from labelstudio_backend.backend import Credentials, same_address
 from labelstudio_backend.cli import main
-from labelstudio_backend.client import LabelStudio, LabelStudioError
+from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.connect import MARK, SAMPLING, ConnectError, connect_project
+from labelstudio_backend.label_studio_http import LabelStudioError
 from studio_transport import BACKEND, TOKEN, URL, VERSION, FakeBackend, FakeStudio
 
 SECRET = "correct-horse-battery"
@@ -26,7 +28,7 @@ OLD = "http://old.example.org:9090"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(label_studio_http, "RETRY_SECONDS", 0.0)
     for name in list(os.environ):
         if name.startswith("YOLONAS_"):
             monkeypatch.delenv(name)

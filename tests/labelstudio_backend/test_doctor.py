@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from labelstudio_backend import client as client_module
 from labelstudio_backend import doctor as doctor_module
+from labelstudio_backend import label_studio_http
 from labelstudio_backend.backend import Credentials
 from labelstudio_backend.cli import main
 from labelstudio_backend.client import LabelStudio
@@ -53,7 +53,7 @@ ADVICE = "yolonas-labelstudio connect --project 5 --url http://backend.example.o
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(label_studio_http, "RETRY_SECONDS", 0.0)
     for name in list(os.environ):
         if name.startswith("YOLONAS_"):
             monkeypatch.delenv(name)

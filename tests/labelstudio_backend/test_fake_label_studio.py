@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from fake_label_studio import FakeLabelStudio
-from labelstudio_backend.client import LabelStudio, LabelStudioError
+from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.label_studio_http import LabelStudioError
 
 CONFIG = (
     '<View><Image name="image" value="$image"/>'

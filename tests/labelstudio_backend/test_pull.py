@@ -18,6 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from labelstudio_backend import client as client_module
+from labelstudio_backend import label_studio_http
 from labelstudio_backend import media as media_module
 from labelstudio_backend import pull as pull_module
 from labelstudio_backend.cli import main
@@ -93,7 +94,7 @@ def studio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Studio:
         monkeypatch.setenv(f"YOLONAS_{name}", value)
     studio = Studio()
     transport = httpx.MockTransport(studio)
-    monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(label_studio_http, "RETRY_SECONDS", 0.0)
     monkeypatch.setattr(pull_module, "LabelStudio", functools.partial(client_module.LabelStudio, transport=transport))
     monkeypatch.setattr(pull_module, "MediaCache", functools.partial(media_module.MediaCache, transport=transport))
     return studio

@@ -11,10 +11,11 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from labelstudio_backend import client as client_module
+from labelstudio_backend import label_studio_http
 from labelstudio_backend.backend import Backend
 from labelstudio_backend.cli import main
-from labelstudio_backend.client import LabelStudio, LabelStudioError
+from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.push import LARGEST_CHUNK, Pushed, PushError, push_project
 from studio_transport import BACKEND, TOKEN, URL, VERSION, FakeStudio
 
@@ -23,7 +24,7 @@ NEWER = "yolonas-5-abc123-v1"
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(label_studio_http, "RETRY_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from labelstudio_backend import reconcile
-from labelstudio_backend.client import LabelStudio, LabelStudioError
+from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.jobs import Jobs
+from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.locks import try_lock
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.owed import Owed

@@ -21,7 +21,8 @@ import pytest
 
 from labelstudio_backend import redaction
 from labelstudio_backend.cli import main
-from labelstudio_backend.client import LabelStudio, LabelStudioError
+from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.media import MediaCache, MediaError
 from labelstudio_backend.redaction import hide, redact
 from labelstudio_backend.settings import Settings

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from labelstudio_backend import serving, training_job
-from labelstudio_backend.client import LabelStudioError
 from labelstudio_backend.corrections import held_out
 from labelstudio_backend.gate import Verdict
 from labelstudio_backend.job import STOPPED, Job
 from labelstudio_backend.jobs import Jobs
+from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import Version, load_checkpoint

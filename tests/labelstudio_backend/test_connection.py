@@ -18,9 +18,10 @@ import pytest
 
 from labelstudio_backend import local_label_studio
 from labelstudio_backend.backend import Backend, Credentials
+from labelstudio_backend.check import Check
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.connect import MARK, SAMPLING, connect_project
-from labelstudio_backend.doctor import Check, examine
+from labelstudio_backend.doctor import examine
 from labelstudio_backend.push import push_project
 from labelstudio_backend.registry import Registry
 from labelstudio_backend.sample_project import label_config

@@ -21,10 +21,11 @@ from click.testing import CliRunner
 from labelstudio_backend import doctor as doctor_module
 from labelstudio_backend import label_studio_http
 from labelstudio_backend.backend import Credentials
+from labelstudio_backend.check import Check
 from labelstudio_backend.cli import main
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.connect import MARK, connect_project
-from labelstudio_backend.doctor import Check, examine
+from labelstudio_backend.doctor import examine
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import Settings
 from moving_pictures import write_video

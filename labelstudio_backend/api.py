@@ -17,9 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
@@ -31,25 +29,29 @@ from fastapi import APIRouter, Response
 from fastapi import Path as Path_
 from fastapi.responses import HTMLResponse
 
-from labelstudio_backend.asked import read_task_image
 from labelstudio_backend.job import Job
 from labelstudio_backend.job_queue import JobQueue
-from labelstudio_backend.mapping import Mapped, mapped, served_controls
-from labelstudio_backend.metrics import figures
 from labelstudio_backend.overview import Overview, Seen
 from labelstudio_backend.redaction import redact
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
+from labelstudio_backend.thumbnails import Thumbnails
 from labelstudio_backend.version import RECORD, RegistryError, Version
+from labelstudio_backend.views import (
+    first_to_label,
+    job_view,
+    labels_view,
+    log_tail,
+    report_path,
+    task_view,
+    version_view,
+)
 from yolonas.errors import YolonasError
 
 log = logging.getLogger(__name__)
 
 JOBS_SHOWN = 50
-LOG_BYTES = 16_384
-THUMBNAIL_SIDE = 360  # px of the longer side
-THUMBNAILS_KEPT = 200  # some 15 kB each
 THUMBNAIL_THREADS = 2  # decoding must not take the cores from predictions
 REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
 
@@ -79,7 +81,7 @@ class Api:
     ) -> None:
         self._settings, self._registry, self._service = settings, registry, service
         self._jobs, self._overview, self._quick = jobs, overview, quick
-        self._thumbnails: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._thumbnails = Thumbnails(registry, service.media, overview)
         self._drawing = ThreadPoolExecutor(THUMBNAIL_THREADS, "thumbnail")
         self._queue_problem: str | None = None
         self._records: dict[Path, tuple[int, Version]] = {}
@@ -141,7 +143,7 @@ class Api:
                 "train_every": self._settings.train_every,
             },
             "projects": [self._brief(project) for project in self._registry.projects()],
-            "jobs": [_job(job) for job in active],
+            "jobs": [job_view(job) for job in active],
         }
 
     def project(self, key: str) -> dict[str, Any]:
@@ -151,7 +153,7 @@ class Api:
         version = self._current(project)
         return {
             **self._brief(project),
-            "labels": self._labels(project, version),
+            "labels": labels_view(project.label_config, version, self._service.models.names),
             "problems": self._problems(project, seen),
             "rounds": None if seen.rounds is None else [work.to_dict() for work in seen.rounds],
             "jobs": self.jobs(key)["jobs"],
@@ -169,7 +171,7 @@ class Api:
             "tasks": seen.tasks,
             "labelled": seen.labelled,
             "sampling": seen.sampling,
-            "serves": None if version is None else _version(version, version, project.pinned(), self._jobs),
+            "serves": None if version is None else version_view(version, version, project.pinned(), self._jobs),
             "problem_count": len(self._problems(project, seen)),
         }
 
@@ -188,38 +190,12 @@ class Api:
         notices = self._service.notices.recent(project.key)
         return problems + [{"text": n.text, "count": n.count, "last": n.last} for n in notices]
 
-    def _labels(self, project: ProjectRegistry, version: Version | None) -> dict[str, Any]:
-        """Which classes become which label of each control, and what to do about the labels that none becomes."""
-        try:
-            controls = served_controls(project.label_config)
-        except YolonasError as error:
-            return {"controls": [], "problem": str(error)}
-        if not controls:
-            wanted = '<RectangleLabels> with labels on an <Image value="$...">'
-            return {"controls": [], "problem": f"The label config has no {wanted}, so nothing is predicted."}
-        found = [] if version is None else mapped(controls, version, self._service.models.names)
-        if any(one.version is not None and one.names is None for one in found) or not found:
-            shown = [(c.from_name, [{"label": label, "classes": None} for label in c.labels]) for c in controls]
-            problem = "The model is not loaded yet, so its classes are not known."
-            return {"controls": [{"name": name, "labels": labels} for name, labels in shown], "problem": problem}
-        told = [
-            {
-                "name": one.control.from_name,
-                "labels": [
-                    {"label": label, "classes": known, "advice": None if known else _advice(label, one)}
-                    for label, known in one.classes.items()
-                ],
-            }
-            for one in found
-        ]
-        return {"controls": told, "problem": None}
-
     def versions(self, key: str) -> dict[str, Any]:
         """The versions of a project, newest first."""
         project = self._find(key)
         current = self._current(project)
         pinned = current is not None and project.pinned()
-        found = [_version(version, current, pinned, self._jobs) for version in self._versions(project)]
+        found = [version_view(version, current, pinned, self._jobs) for version in self._versions(project)]
         return {"versions": found[::-1]}
 
     def _versions(self, project: ProjectRegistry) -> list[Version]:
@@ -250,7 +226,7 @@ class Api:
         latest = self._look_up(project, brief=True)[-JOBS_SHOWN:]
         running = any(job.state == "running" for job in latest)
         active = {job.id: job for job in self._look_up(project, states=("running",))} if running else {}
-        return {"jobs": [_job(active.get(job.id, job)) for job in reversed(latest)]}
+        return {"jobs": [job_view(active.get(job.id, job)) for job in reversed(latest)]}
 
     def _look_up(self, *arguments: Any, **options: Any) -> list[Job]:
         """Jobs, or none where there is no queue, or it does not answer: versions and labels are shown all the same."""
@@ -270,7 +246,7 @@ class Api:
         if job is None or self._jobs is None:
             raise _MissingError(f"there is no job {number} here")
         figures = {name: job.record.get(name) for name in ("before", "after", "gate", "tasks", "seconds", "base")}
-        return {**_job(job), **figures, "log": _tail(self._jobs.folder(job.id) / "log.txt")}
+        return {**job_view(job), **figures, "log": log_tail(self._jobs.folder(job.id) / "log.txt")}
 
     # -- what is labelled next ---------------------------------------------------------------------------------
 
@@ -282,37 +258,17 @@ class Api:
         return {
             "seen": {"when": seen.when, "error": seen.error},
             "sampling": seen.sampling,
-            "tasks": sorted((_task(task, name, key, seen) for task in seen.next_tasks), key=_first_to_label),
+            "tasks": sorted((task_view(task, name, key, seen) for task in seen.next_tasks), key=first_to_label),
         }
 
-    def _thumbnail(self, key: str, task_id: int) -> Response:
-        content = self._thumbnails.get((key, task_id)) or self._draw(key, task_id)
-        self._thumbnails[key, task_id] = content
-        while len(self._thumbnails) > THUMBNAILS_KEPT:
-            self._thumbnails.popitem(last=False)
+    def _thumbnail(self, key: str, task: int) -> Response:
+        content = self._thumbnails.get(key, task)
+        if content is None:
+            raise _MissingError(f"task {task} is not among those to label next, or has no image")
         return _Jpeg(content, headers={"Cache-Control": "private, max-age=3600"})
 
-    def _draw(self, key: str, task_id: int) -> bytes:
-        from yolonas.inference._cv2 import cv2
-
-        project = self._find(key)
-        task = next((task for task in self._overview.get(key).next_tasks if task.get("id") == task_id), None)
-        controls = served_controls(project.label_config)
-        control = next((control for control in controls if control.media == "image"), None)
-        value = control.task_value(task.get("data") or {}) if task is not None and control is not None else None
-        if value is None:
-            raise _MissingError(f"task {task_id} is not among those to label next, or has no image")
-        image = read_task_image(self._service.media, value, task_id, str(project.metadata().get("hostname", "")))
-        scale = min(1.0, THUMBNAIL_SIDE / max(image.shape[:2]))
-        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-        small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        ok, content = cv2.imencode(".jpg", small[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 82])
-        if not ok:
-            raise YolonasError(f"the image of task {task_id} could not be made smaller")
-        return bytes(content)
-
     def _report(self, key: str, number: int) -> Response:
-        path = _report_path(self._find(key).version(number), self._jobs)
+        path = report_path(self._find(key).version(number), self._jobs)
         if path is None:
             raise _MissingError(f"the report of v{number} is not kept")
         headers = {"Content-Security-Policy": REPORT_POLICY}
@@ -336,146 +292,3 @@ def _answer(work: Callable[..., Any], *arguments: Any) -> Response:
         content, status = {"error": redact(f"{type(error).__name__}: {error}")}, 500
     text = json.dumps(content, allow_nan=False, ensure_ascii=False)
     return Response(text, status, media_type="application/json", headers={"Cache-Control": "no-store"})
-
-
-def _version(version: Version, current: Version | None, pinned: bool, jobs: JobQueue | None) -> dict[str, Any]:
-    record = version.record
-    before, after = record.get("before") or {}, record.get("after") or {}
-    classes_before, classes = before.get("per_class") or {}, after.get("per_class") or {}
-    ap, ap50 = figures(version)
-    report = _report_path(version, jobs)
-    return {
-        "number": version.number,
-        "name": version.name,
-        "trained": version.trained,
-        "weights": None if version.trained else Path(version.weights).name,
-        "published": record.get("published"),
-        "current": current is not None and current.number == version.number,
-        "pinned": pinned and current is not None and current.number == version.number,
-        "candidate": current is not None and current.number < version.number and not version.removed,
-        "removed": version.removed,
-        "base": record.get("base"),
-        "trigger": record.get("trigger"),
-        "tasks": record.get("tasks"),
-        "ap": ap,
-        "ap50": ap50,
-        "before": {name: before.get(name) for name in ("ap", "ap50")} if before else None,
-        "per_class": [
-            {"label": name, "before": classes_before.get(name), "after": value} for name, value in classes.items()
-        ],
-        "gate": record.get("gate"),
-        "serving": record.get("serving"),
-        "training": record.get("training"),
-        "seconds": record.get("seconds"),
-        "report": None if report is None else f"api/projects/{version.project_key}/versions/{version.number}/report",
-    }
-
-
-def _report_path(version: Version, jobs: JobQueue | None) -> Path | None:
-    """The HTML report that the training left in its job's folder, where it is still there."""
-    number = version.record.get("job")
-    if jobs is None or not isinstance(number, int):
-        return None
-    path = jobs.folder(number) / "training" / "report.html"
-    return path if path.is_file() else None
-
-
-def _job(job: Job) -> dict[str, Any]:
-    return {
-        "id": job.id,
-        "project": job.project,
-        "trigger": job.trigger,
-        "state": job.state,
-        "reason": job.reason,
-        "progress": job.progress,
-        "epoch": job.epoch,
-        "seconds_left": job.seconds_left,
-        "curve": job.curve,
-        "cancelling": job.cancel and job.state == "running",
-        "restarts": job.restarts,
-        "version": job.version,
-        "created": job.created,
-        "started": job.started,
-        "finished": job.finished,
-    }
-
-
-def _task(task: Mapping[str, Any], version: str, key: str, seen: Seen) -> dict[str, Any]:
-    """A task with the boxes of its newest prediction, of the version that serves where there is one."""
-    predictions = [p for p in task.get("predictions") or () if isinstance(p, Mapping)]
-    predictions.sort(key=lambda p: (p.get("model_version") == version, p.get("id") or 0))
-    prediction = predictions[-1] if predictions else None
-    regions = [r for r in (prediction or {}).get("result") or () if isinstance(r, Mapping)]
-    image = regions[0].get("to_name") if regions else None
-    boxes = [box for region in regions if region.get("to_name") == image and (box := _box(region)) is not None]
-    return {
-        "id": task["id"],
-        "url": f"{seen.url}?task={task['id']}" if seen.url else None,
-        "thumbnail": f"api/projects/{key}/thumbnails/{task['id']}",
-        "predicted": prediction is not None,
-        "version": None if prediction is None else prediction.get("model_version"),
-        "score": None if prediction is None else prediction.get("score"),
-        "size": _size(regions[0]) if regions else None,
-        "boxes": boxes,
-        "counts": dict(Counter(box["label"] for box in boxes).most_common()),
-    }
-
-
-def _first_to_label(task: Mapping[str, Any]) -> tuple[bool, float]:
-    """The lowest score first; what has none cannot be ordered and comes last."""
-    return task["score"] is None, task["score"] or 0.0
-
-
-def _size(region: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Width and height of the image in px."""
-    sides = region.get("original_width"), region.get("original_height")
-    return sides if all(isinstance(side, int | float) and side > 0 for side in sides) else None  # type: ignore[return-value]
-
-
-def _box(region: Mapping[str, Any]) -> dict[str, Any] | None:
-    value = region.get("value") or {}
-    labels = value.get("rectanglelabels")
-    sides = [value.get(name) for name in ("x", "y", "width", "height")]
-    if not isinstance(labels, list) or not labels or not all(isinstance(side, int | float) for side in sides):
-        return None
-    x, y, width, height = sides
-    rotation = value.get("rotation") or 0
-    return {
-        "x": x,
-        "y": y,
-        "width": width,
-        "height": height,
-        "rotation": rotation,
-        "label": str(labels[0]),
-        "score": region.get("score"),
-    }
-
-
-def _advice(label: str, one: Mapped) -> str:
-    if one.version is None:
-        return str(one.remark)
-    if one.own:
-        return "Label some tasks with it: the next training learns it."
-    tag = f'predicted_values="..." on <Label value="{label}">'
-    return f"The model has no class of this name: name one by {tag}, or label some tasks for the first training."
-
-
-def _tail(path: Path) -> list[str]:
-    """The last whole lines of a log; what was written as JSON is shown as people read it."""
-    try:
-        with path.open("rb") as stream:
-            size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - LOG_BYTES))
-            text = redact(stream.read().decode(errors="replace"))  # what did not go through logging, too
-    except FileNotFoundError:
-        return []
-    lines = text.splitlines()[1 if size > LOG_BYTES else 0 :]
-    return [_readable(line) for line in lines]
-
-
-def _readable(line: str) -> str:
-    try:
-        entry = json.loads(line)
-        return "{} {} {}".format(str(entry["time"])[11:19], entry["level"], entry["message"])
-    except (ValueError, KeyError, TypeError):
-        return line

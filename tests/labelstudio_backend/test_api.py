@@ -14,10 +14,11 @@ import pytest
 
 from dashboard_state import LABELS, NASTY, TITLE, Backend, backend
 from labelstudio_backend import page as page_module
-from labelstudio_backend.api import LOG_BYTES, THUMBNAIL_SIDE
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.job_queue import QueueError
 from labelstudio_backend.registry import ProjectRegistry
+from labelstudio_backend.thumbnails import THUMBNAIL_SIDE
+from labelstudio_backend.views import LOG_BYTES
 from real_label_studio import wait
 
 

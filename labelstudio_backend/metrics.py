@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from labelstudio_backend.job_queue import JobQueue
     from labelstudio_backend.registry import Registry
     from labelstudio_backend.service import Service
-    from labelstudio_backend.version import Version
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 STATES = ("queued", "running", *FINAL)
@@ -176,16 +175,11 @@ class _State(Collector):
                 serving = version.record.get("serving") or {}
                 runtime, precision = (str(serving.get(key, "")) for key in ("runtime", "precision"))
                 info.add_metric([project.key, version.name, runtime, precision], 1)
-                for family, value in zip((ap, ap50), figures(version), strict=True):
+                figures = version.figures
+                for family, value in ((ap, figures["ap"]), (ap50, figures["ap50"])):
                     if value is not None:
                         family.add_metric([project.key], value)
         yield from (info, ap, ap50)
-
-
-def figures(version: Version) -> tuple[float | None, float | None]:
-    """AP and AP50 of a version on its held-out images; None where they were not measured."""
-    after = version.record.get("after") or {}
-    return after.get("ap"), after.get("ap50")
 
 
 def _jobs(jobs: JobQueue) -> Iterator[Metric]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from labelstudio_backend.locks import in_use
 from labelstudio_backend.settings import UNTRAINED
@@ -22,6 +23,14 @@ PUBLISHED = "yolo_nas_s_coco"
 
 class RegistryError(YolonasError):
     """A project or version that is not there, or a registry that cannot be written."""
+
+
+class Figures(TypedDict):
+    """AP at IoU 0.50 to 0.95, AP at 0.50, and AP of each class; None and empty where they were not measured."""
+
+    ap: float | None
+    ap50: float | None
+    per_class: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,21 @@ class Version:
         """The classes of a version whose classes are the project's labels; None where its record has none."""
         labels = self.record.get("labels")
         return None if labels is None else tuple(labels)
+
+    @property
+    def figures(self) -> Figures:
+        """Its own, on its held-out images."""
+        return _figures(self.record.get("after"))
+
+    @property
+    def base_figures(self) -> Figures:
+        """Those of the version that it was trained from, on the same images."""
+        return _figures(self.record.get("before"))
+
+
+def _figures(measured: Mapping[str, Any] | None) -> Figures:
+    found = measured or {}
+    return {"ap": found.get("ap"), "ap50": found.get("ap50"), "per_class": found.get("per_class") or {}}
 
 
 def load_checkpoint(version: Version) -> Checkpoint:
@@ -122,16 +146,13 @@ def choose_weights(wanted: str) -> tuple[str, str]:
 def summary(version: Version) -> dict[str, Any]:
     """What a list shows of a version; AP, AP50 and AP of each class are on its held-out images, None if unknown."""
     record = version.record
-    after = record.get("after") or {}
     return {
         "name": version.name,
         "number": version.number,
         "parent": record.get("parent"),
         "published": record["published"],
         "removed": version.removed,
-        "ap": after.get("ap"),
-        "ap50": after.get("ap50"),
-        "per_class": after.get("per_class", {}),
+        **version.figures,
         "tasks": record.get("tasks", {}),
         "gate": record.get("gate", {}),
     }
@@ -144,12 +165,12 @@ def compare(a: Version, b: Version) -> dict[str, Any]:
     the version's own held-out images, which grow with the labels.
     """
     left, right = summary(a), summary(b)
-    before = b.record.get("before") if b.record.get("base") == a.name else None
-    if before:
-        left |= {name: before[name] for name in ("ap", "ap50", "per_class")}
+    same_images = b.record.get("base") == a.name and bool(b.record.get("before"))
+    if same_images:
+        left |= b.base_figures
     change: dict[str, Any] = {
         name: round(right[name] - left[name], 4) for name in ("ap", "ap50") if None not in (left[name], right[name])
     }
     both = left["per_class"].keys() & right["per_class"].keys()
     change["per_class"] = {name: round(right["per_class"][name] - left["per_class"][name], 4) for name in sorted(both)}
-    return {"a": left, "b": right, "change": change, "same_images": bool(before)}
+    return {"a": left, "b": right, "change": change, "same_images": same_images}

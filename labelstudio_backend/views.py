@@ -12,7 +12,6 @@ from typing import Any
 from labelstudio_backend.job import Job
 from labelstudio_backend.job_queue import JobQueue
 from labelstudio_backend.mapping import Mapped, mapped, served_controls
-from labelstudio_backend.metrics import figures
 from labelstudio_backend.overview import Seen
 from labelstudio_backend.redaction import redact
 from labelstudio_backend.version import Version
@@ -24,9 +23,7 @@ LOG_BYTES = 16_384
 def version_view(version: Version, current: Version | None, pinned: bool, jobs: JobQueue | None) -> dict[str, Any]:
     """A version with its figures, and what it is to the one that serves."""
     record = version.record
-    before, after = record.get("before") or {}, record.get("after") or {}
-    classes_before, classes = before.get("per_class") or {}, after.get("per_class") or {}
-    ap, ap50 = figures(version)
+    before, after = version.base_figures, version.figures
     report = report_path(version, jobs)
     return {
         "number": version.number,
@@ -41,11 +38,12 @@ def version_view(version: Version, current: Version | None, pinned: bool, jobs: 
         "base": record.get("base"),
         "trigger": record.get("trigger"),
         "tasks": record.get("tasks"),
-        "ap": ap,
-        "ap50": ap50,
-        "before": {name: before.get(name) for name in ("ap", "ap50")} if before else None,
+        "ap": after["ap"],
+        "ap50": after["ap50"],
+        "before": {"ap": before["ap"], "ap50": before["ap50"]} if record.get("before") else None,
         "per_class": [
-            {"label": name, "before": classes_before.get(name), "after": value} for name, value in classes.items()
+            {"label": name, "before": before["per_class"].get(name), "after": value}
+            for name, value in after["per_class"].items()
         ],
         "gate": record.get("gate"),
         "serving": record.get("serving"),

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 import httpx
@@ -17,7 +16,7 @@ from labelstudio_backend.backend import UNREACHABLE, Backend, Credentials, is_ou
 from labelstudio_backend.cli import settings_from
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.label_studio_http import RESERVED_ADVICE, LabelStudioError
-from labelstudio_backend.settings import Settings
+from labelstudio_backend.options import backend_url, label_studio, project_options
 from yolonas.errors import YolonasError
 
 MARK = "X-Yolonas"  # a header of our webhooks, by which one that a deleted backend left is known as ours
@@ -39,42 +38,6 @@ class Connection:
     row: dict[str, Any] | None = None
     changes: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-
-
-def backend_url(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
-    """The option --url: http(s), without a login in it."""
-    if value is None:
-        return None
-    parts = urlsplit(value.strip())
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise click.BadParameter(f"{value!r} needs its scheme, like http://localhost:9090")
-    if "@" in parts.netloc:
-        raise click.BadParameter("a login does not belong into the address: set YOLONAS_BASIC_AUTH_USER and _PASS")
-    return value.strip().rstrip("/")
-
-
-def label_studio(settings: Settings) -> LabelStudio:
-    """The client of the Label Studio that the settings name, with a token; else a sentence on how to name it."""
-    if not settings.can_train:
-        raise click.UsageError("set YOLONAS_LABEL_STUDIO_URL and YOLONAS_LABEL_STUDIO_TOKEN, or give them as options")
-    return LabelStudio(settings.label_studio_url, settings.token)
-
-
-def project_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of the commands about one project: its number, and where Label Studio is."""
-    options = [
-        click.option("--project", type=int, required=True, help="The number in the project's address."),
-        click.option("--label-studio-url", help="Where Label Studio is, for example http://localhost:8080."),
-        click.option(
-            "--label-studio-token",
-            "--token",
-            "label_studio_token",
-            help="Its token; better in the environment, as YOLONAS_LABEL_STUDIO_TOKEN.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
 
 
 @click.command()

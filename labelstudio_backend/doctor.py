@@ -15,7 +15,7 @@ from labelstudio_backend.backend import Backend
 from labelstudio_backend.check import Case, Check, counted
 from labelstudio_backend.cli import settings_from
 from labelstudio_backend.client import LabelStudio
-from labelstudio_backend.connect import backend_url, project_options
+from labelstudio_backend.options import backend_url, project_options
 from labelstudio_backend.settings import Settings
 
 COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}

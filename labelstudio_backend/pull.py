@@ -17,6 +17,7 @@ from labelstudio_backend.cli import settings_from
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.corrections import FETCHES, keep
 from labelstudio_backend.media import MediaCache
+from labelstudio_backend.options import label_studio, project_options
 from yolonas.atomic import atomic_file
 from yolonas.data.label_studio_reader import CONFIG
 from yolonas.errors import DataError, YolonasError
@@ -37,19 +38,15 @@ class Pulled:
 
 
 @click.command()
-@click.option("--project", type=int, required=True, help="The number in the project's address.")
+@project_options
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder to write into.")
-@click.option("--label-studio-url", help="Where Label Studio is, for example http://localhost:8080.")
-@click.option("--label-studio-token", help="Its token; better in the environment, as YOLONAS_LABEL_STUDIO_TOKEN.")
 def pull(project: int, out: Path, **options: Any) -> None:
     """Fetch the labelled tasks of a project, their images and its label config, for `yolonas train --data`.
 
     Repeat it to go on after an interruption, or to get newer labels: images that are there are not fetched again.
     """
     settings = settings_from(**options)
-    if not settings.can_train:
-        raise click.UsageError("set YOLONAS_LABEL_STUDIO_URL and YOLONAS_LABEL_STUDIO_TOKEN, or give them as options")
-    with LabelStudio(settings.label_studio_url, settings.token) as client:
+    with label_studio(settings) as client:
         media = MediaCache(settings, client)
         try:
             pulled = pull_project(client, media.fetch, project, out, progress=True)

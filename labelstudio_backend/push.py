@@ -18,8 +18,8 @@ import click
 from labelstudio_backend.backend import UNREACHABLE, Backend, BackendError, Credentials, find_row
 from labelstudio_backend.cli import settings_from
 from labelstudio_backend.client import PAGE, LabelStudio, project_uid
-from labelstudio_backend.connect import backend_url, label_studio, project_options
 from labelstudio_backend.label_studio_http import LabelStudioError
+from labelstudio_backend.options import backend_url, label_studio, project_options
 from yolonas.errors import YolonasError
 
 T = TypeVar("T")

@@ -15,6 +15,7 @@ from labelstudio_backend.cli import settings_from
 from labelstudio_backend.client import LabelStudio, project_uid
 from labelstudio_backend.connect import SAMPLING
 from labelstudio_backend.mapping import served_controls
+from labelstudio_backend.options import label_studio, project_options
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.signal_store import SignalStore
 from labelstudio_backend.version import Version
@@ -53,12 +54,10 @@ class Ranking:
 
 
 @click.command()
-@click.option("--project", type=int, required=True, help="The number in the project's address.")
+@project_options
 @click.option("--strategy", type=click.Choice(list(STRATEGIES)), help="What to go by.  [default: the backend's]")
 @click.option("--write", is_flag=True, help="Store the order in Label Studio, for its uncertainty sampling.")
 @click.option("--top", type=click.IntRange(0), default=20, show_default=True, help="How many tasks to show.")
-@click.option("--label-studio-url", help="Where Label Studio is, for example http://localhost:8080.")
-@click.option("--label-studio-token", help="Its token; better in the environment, as YOLONAS_LABEL_STUDIO_TOKEN.")
 @click.option("--state-dir", help="The backend's folder of versions, where it keeps what they said about the tasks.")
 def rank(project: int, strategy: str | None, write: bool, top: int, **options: Any) -> None:
     """Show which tasks to label next, and why; with --write, have Label Studio serve them in this order.
@@ -67,9 +66,7 @@ def rank(project: int, strategy: str | None, write: bool, top: int, **options: A
     or a new version; after an interruption it goes on with what is not written yet.
     """
     settings = settings_from(**options)
-    if not settings.can_train:
-        raise click.UsageError("set YOLONAS_LABEL_STUDIO_URL and YOLONAS_LABEL_STUDIO_TOKEN, or give them as options")
-    with LabelStudio(settings.label_studio_url, settings.token) as client:
+    with label_studio(settings) as client:
         state = client.get_project(project)
         registry = find_project(Registry(settings.projects_dir), state)
         ranking = rank_project(client, registry, state, strategy or settings.acquisition, progress=True)

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from labelstudio_backend import client as client_module
-from labelstudio_backend import label_studio_http
+from labelstudio_backend import label_studio_http, options
 from labelstudio_backend import media as media_module
 from labelstudio_backend import pull as pull_module
 from labelstudio_backend.cli import main
+from labelstudio_backend.client import LabelStudio
 from yolonas.data.readers import read_dataset
 
 URL = "http://studio.example.org:8080/ls"
@@ -95,7 +95,7 @@ def studio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Studio:
     studio = Studio()
     transport = httpx.MockTransport(studio)
     monkeypatch.setattr(label_studio_http, "RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(pull_module, "LabelStudio", functools.partial(client_module.LabelStudio, transport=transport))
+    monkeypatch.setattr(options, "LabelStudio", functools.partial(LabelStudio, transport=transport))
     monkeypatch.setattr(pull_module, "MediaCache", functools.partial(media_module.MediaCache, transport=transport))
     return studio
 

@@ -20,12 +20,13 @@ import pytest
 import uvicorn
 from click.testing import CliRunner, Result
 
-from labelstudio_backend import rank as rank_module
+from labelstudio_backend import options
 from labelstudio_backend.app import create_app
 from labelstudio_backend.cli import main
 from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.connect import SAMPLING
 from labelstudio_backend.local_label_studio import answers, free_port
-from labelstudio_backend.rank import SAMPLING, find_project, rank_project, write_order
+from labelstudio_backend.rank import find_project, rank_project, write_order
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.signal_store import SignalStore
@@ -129,7 +130,7 @@ def studio(project: ProjectRegistry, monkeypatch: pytest.MonkeyPatch) -> FakeStu
     studio.add(None)
     SignalStore(project.path, project.current().name, LABELS).add(known)
     transport = httpx.MockTransport(studio)
-    monkeypatch.setattr(rank_module, "LabelStudio", functools.partial(LabelStudio, transport=transport))
+    monkeypatch.setattr(options, "LabelStudio", functools.partial(LabelStudio, transport=transport))
     monkeypatch.setenv("YOLONAS_LABEL_STUDIO_URL", URL)
     monkeypatch.setenv("YOLONAS_LABEL_STUDIO_TOKEN", TOKEN)
     monkeypatch.setenv("YOLONAS_STATE_DIR", str(project.path.parents[1]))
@@ -325,4 +326,4 @@ def test_label_studio_serves_the_intended_order(label_studio: Studio, backend: t
     assert [label_next() for _ in left] == intended  # none lost
     with pytest.raises(Exception, match="404"):
         label_next()
-    assert rank_module.rank_project(client, project, client.get_project(number), "mix").order == []
+    assert rank_project(client, project, client.get_project(number), "mix").order == []

@@ -14,7 +14,8 @@ from labelstudio_backend.label_studio_http import CONNECT_SECONDS, LabelStudioEr
 
 IMPORT_SECONDS = 300.0  # it counts the predictions of every task of the project after each import
 TITLE_TRIES = 4
-PAGE = 100
+PAGE = 100  # tasks of one answer
+BARE_PAGE = 1000  # where they come without annotations and predictions
 
 
 class LabelStudio(LabelStudioHttp):
@@ -80,6 +81,34 @@ class LabelStudio(LabelStudioHttp):
             if not answer["tasks"] or seen >= answer["total"]:
                 return
             page += 1
+
+    def unpredicted_tasks(
+        self, project: int, model_version: str, versions: Iterable[str], tasks: Iterable[int] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The tasks (of these) that have no prediction of this version, with `id`, `data` and `is_labeled`, by ID.
+
+        versions: the names of those that predictions of the project may be of.
+        """
+        filters: list[dict[str, Any]] = []
+        wanted = None if tasks is None else set(tasks)
+        if wanted:
+            bounds = {"min": min(wanted), "max": max(wanted)}
+            filters.append({"filter": "filter:tasks:id", "operator": "in", "type": "Number", "value": bounds})
+        # The filter looks for a part of the name: v1 would find v10 too. So then the tasks are read with predictions.
+        longer = any(name != model_version and name.startswith(model_version) for name in versions)
+        if not longer:
+            item = "filter:tasks:predictions_model_versions"
+            filters.append({"filter": item, "operator": "not_contains", "type": "List", "value": [model_version]})
+        found = self.iter_tasks(
+            project,
+            filters=filters,
+            page_size=PAGE if longer else BARE_PAGE,
+            fields="all" if longer else "task_only",
+        )
+        for task in found:
+            given = {prediction.get("model_version") for prediction in task.get("predictions") or ()}
+            if model_version not in given and (wanted is None or task["id"] in wanted):
+                yield task
 
     def some_tasks(self, project: int, count: int) -> list[dict[str, Any]]:
         """Up to `count` tasks spread over the project, the first and the last among them, with `id` and `data`."""

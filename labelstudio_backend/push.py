@@ -17,7 +17,7 @@ import click
 
 from labelstudio_backend.backend import UNREACHABLE, Backend, BackendError, Credentials, find_row
 from labelstudio_backend.cli import settings_from
-from labelstudio_backend.client import PAGE, LabelStudio, project_uid
+from labelstudio_backend.client import LabelStudio, project_uid
 from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.options import backend_url, label_studio, project_options
 from yolonas.errors import YolonasError
@@ -213,26 +213,8 @@ class _Pusher:
 
     def _missing(self, tasks: Iterable[int] | None = None) -> list[dict[str, Any]]:
         """The tasks (of these) that have no prediction of the version."""
-        contains: dict[str, Any] = {"operator": "not_contains", "type": "List", "value": [self.version]}
-        filters: list[dict[str, Any]] = [{"filter": "filter:tasks:predictions_model_versions", **contains}]
-        wanted = None if tasks is None else set(tasks)
-        if wanted:
-            bounds = {"min": min(wanted), "max": max(wanted)}
-            filters.append({"filter": "filter:tasks:id", "operator": "in", "type": "Number", "value": bounds})
-        # The filter looks for a part of the name: v1 would find v10 too. So then the tasks are read with predictions.
-        longer = any(v != self.version and v.startswith(self.version) for v in self.client.model_versions(self.project))
-        found = self.client.iter_tasks(
-            self.project,
-            filters=filters[1:] if longer else filters,
-            page_size=PAGE if longer else 1000,
-            fields="all" if longer else "task_only",
-        )
-        return [
-            task
-            for task in found
-            if (wanted is None or task["id"] in wanted)
-            and not any(p.get("model_version") == self.version for p in task.get("predictions") or ())
-        ]
+        versions = self.client.model_versions(self.project)
+        return list(self.client.unpredicted_tasks(self.project, self.version, versions, tasks))
 
     # -- the backend -----------------------------------------------------------------------------------------------
 

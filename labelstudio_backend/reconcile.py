@@ -347,15 +347,5 @@ class Reconciler:
 
     def _missing(self, project: ProjectRegistry, version: Version) -> list[int]:
         """Tasks without a prediction of this version, those without labels first."""
-        filters = []
-        longer = any(name != version.name and name.startswith(version.name) for name in project.names())
-        if not longer:  # the filter looks for a part of the name: v1 would find v10 too
-            item = "filter:tasks:predictions_model_versions"
-            filters.append({"filter": item, "operator": "not_contains", "type": "List", "value": [version.name]})
-        fields = "all" if longer else "task_only"
-        missing = []
-        for task in self._client.iter_tasks(project.project_id, filters=filters, fields=fields):
-            given = {p.get("model_version") for p in task.get("predictions") or ()} if longer else set()
-            if version.name not in given:
-                missing.append((bool(task.get("is_labeled")), int(task["id"])))
-        return [task for _, task in sorted(missing)]
+        found = self._client.unpredicted_tasks(project.project_id, version.name, project.names())
+        return [task for _, task in sorted((bool(task.get("is_labeled")), int(task["id"])) for task in found)]

@@ -98,6 +98,7 @@ class FakeLabelStudio:
         only_annotated: bool = False,
         filters: Sequence[Mapping[str, Any]] = (),
         fields: str = "all",
+        page_size: int = 100,
     ) -> Iterator[dict[str, Any]]:
         self._call()
         for number, task in self.tasks.items():
@@ -111,6 +112,8 @@ class FakeLabelStudio:
             if kept:
                 extra = {"predictions": [{"model_version": v} for v in given]} if fields == "all" else {}
                 yield {**task, **extra}
+
+    unpredicted_tasks = LabelStudio.unpredicted_tasks  # as it is, over these tasks
 
     def retrieve_predictions(self, project: int, tasks: Sequence[int]) -> None:
         self._call()

@@ -176,17 +176,12 @@ def summarise(tasks: Iterable[Mapping[str, Any]]) -> list[Work]:
     return _grouped(task_works(tasks), lambda work: work.version)
 
 
-def rounds(tasks: Iterable[Mapping[str, Any]], published: Sequence[tuple[float, str]]) -> list[Work]:
+def works_by_round(works: Iterable[TaskWork], published: Sequence[tuple[float, str]]) -> list[Work]:
     """Work by round: what was submitted from the publication of a version to that of the next.
 
     published: Unix seconds and name of each version. Unlike `summarise` it shows the tasks that were labelled by hand
     while a version served. What was submitted before the first, or without a time, has the name None.
     """
-    return works_by_round(task_works(tasks), published)
-
-
-def works_by_round(works: Iterable[TaskWork], published: Sequence[tuple[float, str]]) -> list[Work]:
-    """As `rounds`, for who keeps the work of each task rather than the tasks."""
     starts = sorted(published)
 
     def name(work: TaskWork) -> str | None:

@@ -20,9 +20,10 @@ from labelstudio_backend.acceptance import (
     compare,
     fewest_edits_threshold,
     pair,
-    rounds,
     summarise,
     task_work,
+    task_works,
+    works_by_round,
 )
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.evaluation import overlaps
@@ -290,7 +291,7 @@ def test_summaries() -> None:
     assert works[1].last - works[1].first == 40 * 60
     # v2 came at 10:00, when somebody still had a task of v1 open.
     nine, ten = (works[0].first or 0), (works[0].first or 0) + 3600
-    by_round = rounds(tasks, [(ten, "v2"), (nine + 900, "v1")])
+    by_round = works_by_round(task_works(tasks), [(ten, "v2"), (nine + 900, "v1")])
     assert [(work.name, work.tasks, work.edits) for work in by_round] == [
         (None, 1, Edits(added=1)),
         ("v1", 2, Edits(kept=2)),

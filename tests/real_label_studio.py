@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,16 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
-import pytest
 
 from labelstudio_backend import local_label_studio
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.local_label_studio import Account, Process, free_port
+from machine import CHROMIUM, missing
 
 if TYPE_CHECKING:
     from playwright.sync_api import BrowserContext, Page
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @dataclass
@@ -93,7 +90,7 @@ def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
 def browser(folder: Path, *, scale: int = 1, width: int = 1400, height: int = 900) -> Iterator[BrowserContext]:
     """Headless Chromium with its profile in `folder`, which reaches nothing but this machine; skips without one."""
     if CHROMIUM is None:
-        pytest.skip("needs Chromium (apt-get install chromium)")
+        missing("needs Chromium (apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
     hosts = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"

@@ -23,7 +23,7 @@ def running(folder: Path) -> Iterator[str]:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         url = f"unix://{socket}"
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not _answers(url):
             assert time.monotonic() < deadline, "redis-server does not answer"
             time.sleep(0.05)

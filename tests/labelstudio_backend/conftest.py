@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
 from redis import Redis
 
 import real_redis
+from machine import missing
 from real_label_studio import Studio, running
 
 
@@ -20,6 +22,8 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
 
 @pytest.fixture(scope="session")
 def _redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if shutil.which("redis-server") is None:
+        missing("redis-server is not installed")
     with real_redis.running(tmp_path_factory.mktemp("redis")) as url:
         yield url
 

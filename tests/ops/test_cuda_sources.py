@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from machine import missing
 from yolonas import _core
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program that compares the kernels' source, run on the CPU thread by thread, with the CPU code."""
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("emulating the CUDA kernels needs a C++ compiler and Linux")
+        missing("emulating the CUDA kernels needs a C++ compiler and Linux")
     core = REPOSITORY / "csrc" / "core"
     program = tmp_path_factory.mktemp("cuda_emulation") / "kernels_match_cpu"
     options = [
@@ -67,7 +68,7 @@ def test_binary_runs_on_turing_to_hopper_and_later() -> None:
     wheel = Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin" / "cuobjdump"  # nvidia-cuda-cuobjdump
     cuobjdump = shutil.which("cuobjdump") or shutil.which(wheel)
     if cuobjdump is None:
-        pytest.skip("needs cuobjdump: of a CUDA toolkit on PATH, or `pip install nvidia-cuda-cuobjdump`")
+        missing("needs cuobjdump: of a CUDA toolkit on PATH, or `pip install nvidia-cuda-cuobjdump`")
 
     def listed(kind: str) -> list[str]:
         output = subprocess.run(

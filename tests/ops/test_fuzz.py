@@ -8,14 +8,14 @@ A case that fails prints its seed; `fuzz 1 SEED` repeats it. By hand, for more o
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
+
+from machine import missing
 
 SOURCE = Path(__file__).with_name("fuzz")
 SANITIZED = "-g1 -fno-omit-frame-pointer -fno-sanitize-recover=all -fsanitize="
@@ -23,12 +23,6 @@ CASES = 10_000
 CROSS_COMPILER = "aarch64-linux-gnu-g++"
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="sanitizers and fork are used as on Linux")
-
-
-def missing(reason: str) -> NoReturn:
-    if "CI" in os.environ:
-        pytest.fail(f"{reason}: .ci/run installs it")
-    pytest.skip(reason)
 
 
 def build(folder: Path, *definitions: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from machine import CHROMIUM, missing
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.inference.detections import Detections
 from yolonas.inference.sources import write_image
@@ -19,7 +19,6 @@ from yolonas.training.charts import Series, line_chart, thinned, ticks
 from yolonas.training.html_report import write_html
 from yolonas.training.report import EpochReport
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SIDE = 160
 HOSTILE = '<script>alert("x")</script>'
 RECORD = {
@@ -246,7 +245,7 @@ def test_charts_take_whatever_a_run_leaves() -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(small: tuple[LabelledImages, list[Detections]], tmp_path: Path, scheme: str) -> None:
     if CHROMIUM is None:
-        pytest.skip("needs Chromium (apt-get install chromium)")
+        missing("needs Chromium (apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
     report(tmp_path, *small, history=history(5), record=RECORD, dropped=["x" * 300], threshold=0.5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import uvicorn
 
 from fake_label_studio import FakeLabelStudio
 from labelstudio_backend.app import Learning, create_app
@@ -24,6 +22,7 @@ from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.local_label_studio import free_port
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import UNTRAINED, Settings
+from small_backend import served
 from yolonas.inference.detections import Detections
 
 NASTY = '<img src=x onerror="window.hacked=1">'
@@ -87,7 +86,7 @@ def backend(folder: Path, *, tasks: int = 14) -> Iterator[Backend]:
         jobs = Jobs(folder / "jobs.sqlite")
         learning = Learning(jobs, NoReconciler(), lambda: None, lambda: None)
         app = create_app(settings, load=lambda version: NoModel(), learning=learning)
-        with _served(app, port) as url:
+        with served(app, port) as url:
             client.add_ml_backend(state["id"], url, "yolonas")
             (registry,) = Registry(folder / "projects").projects()
             found = Backend(url, studio, registry, jobs, app, state["id"], [])
@@ -97,22 +96,6 @@ def backend(folder: Path, *, tasks: int = 14) -> Iterator[Backend]:
             for row in studio.backends.values():
                 row["title"] = registry.current().name
             yield found
-
-
-@contextmanager
-def _served(app: Any, port: int) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        deadline = time.monotonic() + 60
-        while not server.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def picture(seed: int) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import uvicorn
+from fastapi import FastAPI
 
 from labelstudio_backend.app import Learning, create_app
 from labelstudio_backend.jobs import Jobs
@@ -37,12 +38,10 @@ class FakeReconciler:
 
 
 @contextmanager
-def small_backend(settings: Settings) -> Iterator[str]:
-    """Its address, until the block ends."""
-    port, jobs = free_port(), Jobs(settings.state_dir / "jobs.sqlite")
-    learning = Learning(jobs, FakeReconciler(), lambda: None, lambda: None)  # a queue that nobody works on
-    app = create_app(settings, load=lambda version: FakeModel(), learning=learning)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+def served(app: FastAPI, port: int | None = None) -> Iterator[str]:
+    """An application on a port of this machine, as `serve` has it; its address, until the block ends."""
+    port = port or free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -52,5 +51,15 @@ def small_backend(settings: Settings) -> Iterator[str]:
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
+
+
+@contextmanager
+def small_backend(settings: Settings) -> Iterator[str]:
+    """Its address, until the block ends."""
+    jobs = Jobs(settings.state_dir / "jobs.sqlite")
+    learning = Learning(jobs, FakeReconciler(), lambda: None, lambda: None)  # a queue that nobody works on
+    app = create_app(settings, load=lambda version: FakeModel(), learning=learning)
+    with served(app) as url:
+        yield url

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,12 +13,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import uvicorn
 
 from labelstudio_backend import reconcile
 from labelstudio_backend.app import create_app
+from labelstudio_backend.local_label_studio import free_port
 from labelstudio_backend.settings import Settings
 from real_label_studio import Studio, wait
+from small_backend import served
 from yolonas.inference.detections import Detections
 
 pytestmark = [pytest.mark.labelstudio, pytest.mark.timeout(300)]
@@ -54,9 +53,7 @@ def backend(
     label_studio: Studio, answered: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
     monkeypatch.setattr(reconcile, "CHUNK_SECONDS", 1.0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = Settings(
         state_dir=tmp_path,
         weights="yolo_nas_s_coco",
@@ -76,12 +73,8 @@ def backend(
         return answer
 
     monkeypatch.setattr(app.state.service, "predict", counted)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(30)
+    with served(app, port) as url:
+        yield url
 
 
 def test_a_batch_action_that_takes_too_long_is_finished(

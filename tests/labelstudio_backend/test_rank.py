@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import functools
 import json
-import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +16,6 @@ import cv2
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from click.testing import CliRunner, Result
 
 from labelstudio_backend import options
@@ -25,12 +23,12 @@ from labelstudio_backend.app import create_app
 from labelstudio_backend.cli import main
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.connect import SAMPLING
-from labelstudio_backend.local_label_studio import answers, free_port
 from labelstudio_backend.rank import find_project, rank_project, write_order
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.signal_store import SignalStore
 from real_label_studio import Studio, wait
+from small_backend import served
 from yolonas.active_learning import STRATEGIES, ImageSignals, class_doubt
 from yolonas.errors import DataError
 from yolonas.inference.detections import Detections
@@ -262,18 +260,9 @@ def backend(tmp_path: Path, label_studio: Studio) -> Iterator[tuple[str, Setting
         weights="yolo_nas_n_bccd",
         acquisition="uncertainty",
     )
-    port = free_port()
     app = create_app(settings, load=lambda version: ScriptedModel())
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait(lambda: answers(f"{url}/health"), 60, "the backend")
+    with served(app) as url:
         yield url, settings
-    finally:
-        server.should_exit = True
-        thread.join(30)
 
 
 def grey_picture(grey: int) -> str:

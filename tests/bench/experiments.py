@@ -14,7 +14,6 @@ evaluation on the validation images chooses the weights; the test images choose 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import json
 import os
@@ -34,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from experiment_table import Experiment, Key, Row, markdown, read_rows
-from measuring import REPOSITORY, processor_slug
+from measuring import REPOSITORY, append, processor_slug
 
 VARIANT, SIZE = "n", 320
 CACHE = Path.home() / ".cache" / "yolonas" / "experiments"
@@ -270,15 +269,6 @@ def in_a_process(key: Key, shared: Path, budget_s: float | None) -> dict[str, An
     return row
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def run(keys: Sequence[Key], path: Path, jobs: int, make_row: Callable[[Key], dict[str, Any] | str]) -> int:
     """Make the rows that `path` lacks, `jobs` at a time, and add them to it; returns how many failed."""
     todo = missing(keys, read_rows(path))
@@ -292,7 +282,7 @@ def run(keys: Sequence[Key], path: Path, jobs: int, make_row: Callable[[Key], di
                 failed += 1
                 said = f"FAILED: {row}"
             else:
-                append(path, row)
+                append(path, COLUMNS, row)
                 said = f"AP val {row['val_ap']:.3f}, test {row['test_ap']:.3f}; {row['wall_s']:.0f} s"
             left = (time.perf_counter() - begun) / done * (len(todo) - done) / 60
             name = f"{key.experiment}, {key.option}, {key.images} images, seed {key.seed}"

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from loop_table import COLUMNS, Row, Run, markdown, read_rows
-from measuring import REPOSITORY, processor_slug
+from measuring import REPOSITORY, append, processor_slug
 
 VARIANT, SIZE, SECONDS = "n", 320, 40.0
 COUNTS = (10, 25, 50, 85, 123, 164, 205)  # images labelled at the end of each round; 123 is 60 %
@@ -134,7 +134,7 @@ def in_a_process(run: Run, shared: Path, counts: Sequence[int], seconds: float, 
         for line in process.stdout:
             if line.startswith("{"):
                 row = json.loads(line)
-                append(path, row)
+                append(path, COLUMNS, row)
                 name = ", ".join(map(str, run))
                 edits = row["moved"] + row["relabelled"] + row["removed"] + row["added"]
                 work = f"{edits} edits for {row['boxes']} boxes"
@@ -147,15 +147,6 @@ def in_a_process(run: Run, shared: Path, counts: Sequence[int], seconds: float, 
     return None
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def forget(path: Path, runs: Sequence[Run]) -> None:
     """Drop the rows of runs that were cut short: they are made anew."""
     if not path.exists():
@@ -166,7 +157,7 @@ def forget(path: Path, runs: Sequence[Run]) -> None:
     if len(kept) < len(rows):
         path.unlink()
         for row in kept:
-            append(path, row)
+            append(path, COLUMNS, row)
 
 
 def commit() -> str:

@@ -15,6 +15,7 @@ from labelstudio_backend.acceptance import Boxes, Edits
 from loop_direct import DirectTeam
 from loop_rounds import Corrected, correct, label, truth_of
 from loop_table import COLUMNS, Run, markdown, read_rows
+from measuring import append
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.data.samples import generate
 
@@ -104,7 +105,7 @@ def rows_of(path: Path, mode: str, strategy: str, seed: int, aps: list[float], e
             "boxes": 100,
         }
         row |= {"ap": ap, "ap50": 2 * ap, "published": 1, "added": edits if number else 100, "kept": 100 - edits}
-        loop.append(path, row)
+        append(path, COLUMNS, row)
 
 
 def test_table(tmp_path: Path) -> None:

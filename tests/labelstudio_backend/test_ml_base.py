@@ -31,6 +31,30 @@ from yolonas.data.samples import draw
 pytestmark = pytest.mark.timeout(300)
 
 VERSION = "1.0.9"
+NEEDS = (
+    "appdirs==1.4.4",
+    "attrs==26.1.0",
+    "blinker==1.9.0",
+    "certifi==2026.10.18",
+    "charset_normalizer==3.5.2",
+    "click==8.5.1",
+    "colorama==0.4.6",
+    "croniter==7.0.0",
+    "Flask==3.1.3",
+    "idna==3.20",
+    "itsdangerous==2.2.0",
+    "Jinja2==3.1.6",
+    "label_studio_tools==0.0.4",
+    "lxml==6.1.3",
+    "MarkupSafe==3.0.4",
+    "python_dateutil==4.0.0",
+    "redis==8.1.0",
+    "requests==2.34.2",
+    "rq==3.0.0",
+    "tzdata==2026.6",
+    "urllib3==2.8.0",
+    "Werkzeug==3.1.9",
+)
 UID, HOST = "5.1795289898", "http://localhost:8080"
 CONFIG = (
     '<View><Image name="image" value="$image"/>'
@@ -52,7 +76,7 @@ if __name__ == "__main__":
 def environment_of_its_own() -> Path:
     """A folder with label-studio-ml 1.0.9 and what it imports, made once; torch comes from the tests' environment.
 
-    Its requirements pin Flask of 2020 and leave out rq and redis, so it is installed without them.
+    Its requirements pin Flask of 2020 and leave out rq and redis, so it is installed without them, and with these.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolonas"
     folder = cache / f"label-studio-ml-{VERSION}"
@@ -61,9 +85,7 @@ def environment_of_its_own() -> Path:
         with tempfile.TemporaryDirectory(dir=cache) as temporary:
             target = Path(temporary, "packages")
             pip = [sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--target", str(target)]
-            own = ["--no-deps", f"label-studio-ml=={VERSION}", "label-studio-tools"]
-            for packages in (["Flask>=3", "rq", "redis", "colorama", "appdirs", "lxml", "requests", "attrs"], own):
-                subprocess.run([*pip, *packages], check=True)
+            subprocess.run([*pip, "--no-deps", f"label-studio-ml=={VERSION}", *NEEDS], check=True)
             target.replace(folder)
     return folder
 

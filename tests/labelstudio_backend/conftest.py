@@ -9,8 +9,17 @@ import pytest
 from redis import Redis
 
 import real_redis
+from labelstudio_backend.settings import Settings
 from machine import missing
 from real_label_studio import Studio, running
+
+
+@pytest.fixture(autouse=True)
+def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None in the environment that the test has not set; what a command sets there ends with the test."""
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"YOLONAS_{name.upper()}", "")  # so that there is something to undo
+        monkeypatch.delenv(f"YOLONAS_{name.upper()}")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import copy
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,6 @@ OLD = "http://old.example.org:9090"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_studio_http, "RETRY_SECONDS", 0.0)
-    for name in list(os.environ):
-        if name.startswith("YOLONAS_"):
-            monkeypatch.delenv(name)
-    for name in ("LABEL_STUDIO_URL", "LABEL_STUDIO_TOKEN"):  # so that what a command sets is undone
-        monkeypatch.setenv(f"YOLONAS_{name}", "")
-        monkeypatch.delenv(f"YOLONAS_{name}")
 
 
 @pytest.fixture

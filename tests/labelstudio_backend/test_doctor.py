@@ -55,12 +55,6 @@ ADVICE = "yolonas-labelstudio connect --project 5 --url http://backend.example.o
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_studio_http, "RETRY_SECONDS", 0.0)
-    for name in list(os.environ):
-        if name.startswith("YOLONAS_"):
-            monkeypatch.delenv(name)
-    for name in ("LABEL_STUDIO_URL", "LABEL_STUDIO_TOKEN"):
-        monkeypatch.setenv(f"YOLONAS_{name}", "")
-        monkeypatch.delenv(f"YOLONAS_{name}")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50 * 2**30))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
 
@@ -17,9 +16,6 @@ from labelstudio_backend.registry import ProjectRegistry, Registry
 
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in list(os.environ):
-        if name.startswith("YOLONAS_"):
-            monkeypatch.delenv(name)
     monkeypatch.setenv("YOLONAS_STATE_DIR", str(tmp_path))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import functools
 import json
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -83,9 +82,6 @@ class Studio:
 
 @pytest.fixture
 def studio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Studio:
-    for name in list(os.environ):
-        if name.startswith("YOLONAS_"):
-            monkeypatch.delenv(name)
     for name, value in (
         ("LABEL_STUDIO_URL", URL),
         ("LABEL_STUDIO_TOKEN", TOKEN),

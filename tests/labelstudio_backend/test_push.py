@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -261,12 +260,6 @@ def test_a_backend_with_another_password(studio: FakeStudio, push: Callable[...,
 
 @pytest.fixture
 def command(studio: FakeStudio, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    for name in list(os.environ):
-        if name.startswith("YOLONAS_"):
-            monkeypatch.delenv(name)
-    for name in ("LABEL_STUDIO_URL", "LABEL_STUDIO_TOKEN"):
-        monkeypatch.setenv(f"YOLONAS_{name}", "")
-        monkeypatch.delenv(f"YOLONAS_{name}")
     real = httpx.Client.__init__
 
     def with_fake(self: httpx.Client, *args: Any, **options: Any) -> None:

@@ -40,7 +40,7 @@ class Cluster:
         self.registry = Registry(self.shared / "projects")
         self.processes: list[psutil.Popen] = []
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("YOLONAS_")},
+            **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
             "YOLONAS_QUEUE": redis_url,
             "YOLONAS_SHARED_DIR": str(self.shared),

@@ -79,11 +79,13 @@ def start_backend(environment: dict[str, str], log: Path) -> Process:
     return Process("The backend", command, os.environ | environment, log)
 
 
-def wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    deadline = time.monotonic() + seconds
+def wait(condition: Callable[[], bool], seconds: float = 60.0, what: str = "what was waited for") -> None:
+    """Until the condition holds: soon after it does, and without asking a Label Studio all the time."""
+    deadline, pause = time.monotonic() + seconds, 0.01
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.5)
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.5)
 
 
 @contextmanager

@@ -11,16 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
 import cv2
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
 from pydantic import SecretStr
@@ -29,6 +29,8 @@ from labelstudio_backend.app import Learning, create_app
 from labelstudio_backend.owed import Owed
 from labelstudio_backend.service import Service
 from labelstudio_backend.settings import UNTRAINED, Settings
+from real_label_studio import wait
+from small_backend import served
 from yolonas.inference.detections import Detections
 
 RECORDED = [
@@ -236,27 +238,14 @@ def test_an_unwritable_state_is_a_sentence(tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path, learning: FakeLearning) -> Iterator[Callable[[FakeModel], tuple[str, FastAPI]]]:
-    """Starts uvicorn on a free port in a thread, like `serve`; returns its address and the application."""
-    servers: list[tuple[uvicorn.Server, threading.Thread]] = []
+    """Starts the application on a free port, like `serve`; returns its address and the application."""
 
     def start(model: FakeModel) -> tuple[str, FastAPI]:
         app = create_app(settings(tmp_path), load=lambda version: model, learning=learning.as_learning())
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        instance = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
-        thread = threading.Thread(target=instance.run)
-        thread.start()
-        servers.append((instance, thread))
-        while not instance.started:
-            time.sleep(0.01)
-        return f"http://127.0.0.1:{port}", app
+        return stack.enter_context(served(app)), app
 
-    yield start
-    for instance, thread in servers:
-        instance.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
+    with ExitStack() as stack:
+        yield start
 
 
 @pytest.mark.parametrize("seconds", [0.4, -0.4], ids=["model waits", "model holds the interpreter"])
@@ -269,25 +258,32 @@ def test_health_setup_and_webhook_answer_while_the_model_works(
     setup = {"project": "5.1795289898", "schema": CONFIG, "hostname": "http://ls"}
     (event, *_) = [r["body"] for r in RECORDED if (r["body"] or {}).get("action") == "TASKS_CREATED"]
     with ThreadPoolExecutor(12) as pool, httpx.Client(base_url=url, timeout=60) as http:
+
+        def ask() -> list[float]:
+            """How long each call waits."""
+            waits = []
+            for _ in range(5):
+                for call in (
+                    lambda: http.get("/health"),
+                    lambda: http.post("/setup", json=setup),
+                    lambda: http.post("/webhook", json=event),
+                    lambda: http.get("/versions"),
+                ):
+                    begin = time.monotonic()
+                    assert call().status_code == 200
+                    waits.append(time.monotonic() - begin)
+            return waits
+
         http.post("/setup", json=setup)
+        idle = ask()  # what the machine takes without the model's work
         bodies = [predict_body(4, first=4 * index) for index in range(4)]
         predictions = [pool.submit(http.post, "/predict", json=body) for body in bodies]
         time.sleep(0.3)
-        waits = []
-        for _ in range(5):
-            for call in (
-                lambda: http.get("/health"),
-                lambda: http.post("/setup", json=setup),
-                lambda: http.post("/webhook", json=event),
-                lambda: http.get("/versions"),
-            ):
-                begin = time.monotonic()
-                assert call().status_code == 200
-                waits.append(time.monotonic() - begin)
+        waits = ask()
         assert http.post("/predict", json=predict_body(1)).status_code == 503
         assert not all(prediction.done() for prediction in predictions)
-        assert statistics.median(waits) < 0.2
-        assert max(waits) < 0.9
+        assert statistics.median(waits) < 0.2 + statistics.median(idle)
+        assert max(waits) < 0.9 + max(idle)
         for prediction in predictions:
             assert all(result["result"] for result in prediction.result().json()["results"])
 
@@ -303,7 +299,7 @@ class GatedModel(FakeModel):
     def predict_batch(self, images: list[np.ndarray], **options: Any) -> list[Detections]:
         self.seen += [int(image[0, 0, 0]) for image in images]
         self.began.set()
-        assert self.may_go_on.wait(20)
+        assert self.may_go_on.wait(60)
         return super().predict_batch(images, **options)
 
 
@@ -312,18 +308,14 @@ def test_what_the_client_has_given_up_on_is_not_computed(
 ) -> None:
     model = GatedModel()
     url, app = server(model)
-    given_up = httpx.Client(base_url=url, timeout=httpx.Timeout(20, read=3))
-    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=20) as http:
+    body = json.dumps(predict_body(50)).encode()
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with httpx.Client(base_url=url, timeout=60) as http:
         try:
-            leaving = pool.submit(given_up.post, "/predict", json=predict_body(50))
-            assert model.began.wait(20)
-            with pytest.raises(httpx.ReadTimeout):
-                leaving.result()
-            given_up.close()
-            until = time.monotonic() + 20
-            while app.state.service.scheduler.load()["requests"]:
-                assert time.monotonic() < until, "the server did not notice"
-                time.sleep(0.01)
+            with socket.create_connection(("127.0.0.1", urlsplit(url).port)) as leaving:
+                leaving.sendall(head + body)
+                assert model.began.wait(60)
+            wait(lambda: not app.state.service.scheduler.load()["requests"], what="the server's notice of it")
         finally:
             model.may_go_on.set()
         (result,) = http.post("/predict", json=predict_body(1, first=99)).json()["results"]
@@ -343,10 +335,10 @@ def test_a_batch_action_on_top_of_too_many_requests_is_refused_at_once_and_owed(
     service.settings = service.settings.model_copy(
         update={"label_studio_url": "http://ls", "label_studio_token": SecretStr("x")}
     )
-    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=20) as http:
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=url, timeout=60) as http:
         try:
             first = pool.submit(http.post, "/predict", json=predict_body(1))
-            assert model.began.wait(20)
+            assert model.began.wait(60)
             assert http.post("/predict", json=predict_body(3, first=50)).status_code == 503
         finally:
             model.may_go_on.set()

@@ -17,6 +17,7 @@ from labelstudio_backend.job_runner import JobRunner
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.redis_jobs import RedisJobs
 from labelstudio_backend.registry import ProjectRegistry, Registry
+from real_label_studio import wait
 
 SLEEP = "import time; time.sleep(60)"
 LINGER = (
@@ -68,13 +69,6 @@ def start(jobs: Jobs) -> Iterator[Start]:
     yield begin
     for runner in runners:
         runner.stop()
-
-
-def wait(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
 
 
 def state(jobs: JobQueue, job_id: int) -> str:
@@ -324,7 +318,7 @@ def test_stopping_the_server_ends_an_adopted_job_too(jobs: Jobs, start: Start) -
     dead._thread.join()
     child = dead._children.pop(job_id)
     start().stop()
-    assert child.wait(5) == -signal.SIGTERM
+    assert child.wait(60) == -signal.SIGTERM
     assert state(jobs, job_id) == "queued"
 
 
@@ -447,7 +441,7 @@ def test_one_job_that_is_stopped_goes_back_to_the_queue(jobs: Jobs) -> None:
     thread.start()
     pid = child_of(runner, job_id)
     runner._stopping.set()
-    thread.join(10)
+    thread.join(60)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert state(jobs, job_id) == "queued"
@@ -483,6 +477,6 @@ def test_two_servers_of_one_queue_run_each_job_once(jobs: Jobs, start: Start) ->
 
     for _ in range(2):
         start(counting, parallel=3)
-    wait(lambda: {job.state for job in jobs.find()} == {"succeeded"}, 60)
+    wait(lambda: {job.state for job in jobs.find()} == {"succeeded"})
     assert sorted(map(int, jobs.path.with_name("lives").read_text().split())) == ids
     assert {job.restarts for job in jobs.find()} == {0}

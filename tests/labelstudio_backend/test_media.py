@@ -278,7 +278,7 @@ def test_a_trickle_is_cut_off(cache: Callable[..., MediaCache]) -> None:
     begin = time.monotonic()
     with pytest.raises(MediaError, match="YOLONAS_MEDIA_SECONDS"):
         cache(web, media_seconds=0.3).fetch("/data/upload/1/a.jpg")
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 30  # and not for ever
 
 
 def test_without_an_address_the_message_names_both_settings(cache: Callable[..., MediaCache]) -> None:

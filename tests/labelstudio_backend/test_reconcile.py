@@ -5,7 +5,7 @@ import logging
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from labelstudio_backend.reconcile import Reconciler
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
+from real_label_studio import wait
 from yolonas.inference.detections import Detections
 
 CREATED = "2026-11-21T19:38:18.810449Z"
@@ -171,13 +172,6 @@ class Bench:
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
-
-
-def wait(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.02)
 
 
 def test_the_title_becomes_the_version_and_the_project_follows(bench: Bench) -> None:
@@ -429,6 +423,7 @@ def test_without_projects_the_thread_sleeps(tmp_path: Path, monkeypatch: pytest.
     looks: list[object] = []
     monkeypatch.setattr(bench.registry, "projects", lambda: looks.append(None) or [])
     bench.reconciler.start()
+    wait(lambda: bool(looks))
     time.sleep(0.5)
     bench.reconciler.stop()
     assert len(looks) == 1
@@ -438,10 +433,16 @@ def test_the_thread_outlives_a_state_folder_that_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench(tmp_path, reconcile_seconds=0.05)
+    looks: list[object] = []
+
+    def unreadable() -> list[ProjectRegistry]:
+        looks.append(None)
+        raise OSError("Stale file handle")
+
     with monkeypatch.context() as broken:
-        broken.setattr(bench.registry, "projects", lambda: 1 / 0)
+        broken.setattr(bench.registry, "projects", unreadable)
         bench.reconciler.start()
-        time.sleep(0.3)
+        wait(lambda: len(looks) > 1)
     wait(lambda: bench.studio.rows[0]["title"] == bench.project.current().name)
     bench.reconciler.stop()
 

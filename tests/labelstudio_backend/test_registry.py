@@ -194,10 +194,10 @@ def test_a_start_version_never_replaces_what_is_published_meanwhile(
     monkeypatch.setattr(ProjectRegistry, "current", slow)
     setup = threading.Thread(target=project.ensure_start, args=(UNTRAINED, ["Car", "Person"]))
     setup.start()
-    assert decided.wait(5)
+    assert decided.wait(60)
     trained = project.publish(checkpoint, {}) if how == "publish" else project.rollback(1)
     ended.set()
-    setup.join(5)
+    setup.join(60)
     assert trained.trained
     assert project.current() == trained
 
@@ -211,14 +211,14 @@ def test_setup_does_not_wait_for_a_checkpoint_that_is_being_copied(
     def slow(source: Path, target: Path) -> None:
         Path(target).write_bytes(Path(source).read_bytes())
         copying.set()
-        assert go_on.wait(5)
+        assert go_on.wait(60)
 
     monkeypatch.setattr(shutil, "copyfile", slow)
     with ThreadPoolExecutor(2) as pool:
         published = pool.submit(project.publish, checkpoint, {})
-        assert copying.wait(5)
+        assert copying.wait(60)
         try:
-            start = pool.submit(project.ensure_start, UNTRAINED, ["Dog"]).result(timeout=2)
+            start = pool.submit(project.ensure_start, UNTRAINED, ["Dog"]).result(timeout=30)
         finally:
             go_on.set()
         assert published.result().record["parent"] == start.number == 1

@@ -22,6 +22,7 @@ from labelstudio_backend.registry import Registry
 from labelstudio_backend.service import BadRequestError, Service
 from labelstudio_backend.settings import UNTRAINED, Settings
 from labelstudio_backend.version import Version
+from real_label_studio import wait
 from yolonas.active_learning import SIGNALS_CONF
 from yolonas.errors import YolonasError
 from yolonas.inference.detections import Detections
@@ -118,22 +119,15 @@ def harness(make: Callable[..., Harness]) -> Harness:
 # -- /setup
 
 
-def eventually(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 5
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.01)
-    return condition()
-
-
 def test_setup_names_a_version_and_waits_for_no_model(harness: Harness) -> None:
     loaded = threading.Event()
-    harness.load = lambda version: harness.model if loaded.wait(5) else FakeModel()
+    harness.load = lambda version: harness.model if loaded.wait(60) else FakeModel()
     begin = time.monotonic()
     version = harness.setup()
     assert version == harness.setup()
     assert version.startswith("yolonas-5-")
     assert harness.setup(hostname="http://other:8080") != version
-    assert time.monotonic() - begin < 1
+    assert time.monotonic() - begin < 30  # so it has not waited for the model
     loaded.set()
     assert set(harness.service.versions()["versions"]) == {version, harness.setup(hostname="http://other:8080")}
 
@@ -162,7 +156,7 @@ def test_setup_alone_tells_the_mapping_of_a_foreign_start(
     harness.model.names = ("car", "truck", "dog")
     harness.setup()
     harness.setup()
-    assert eventually(lambda: "not predicted: Person" in caplog.text)
+    wait(lambda: "not predicted: Person" in caplog.text)
     assert "<label> Car <- car + truck" in caplog.text
     harness.setup(CONFIG.format("").replace("Person", "Dog"))
     assert "Car <- car + truck, Dog <- dog" in caplog.text  # the classes are known by now
@@ -176,7 +170,7 @@ def test_setup_alone_tells_that_the_model_cannot_be_loaded(harness: Harness, cap
 
     harness.load = load
     harness.setup()
-    assert eventually(lambda: "-v0 could not be loaded: no such checkpoint" in caplog.text)
+    wait(lambda: "-v0 could not be loaded: no such checkpoint" in caplog.text)
 
 
 def test_an_error_of_loading_does_not_gather_those_it_was_raised_to(harness: Harness) -> None:
@@ -214,7 +208,7 @@ def test_a_model_that_has_left_memory_is_not_loaded_again_for_the_mapping(make: 
     harness.service.settings = harness.settings.model_copy(update={"weights": "yolo_nas_m_coco"})
     other = {"project": "6.1795289898", "schema": CONFIG.format(""), "hostname": HOST}
     assert harness.service.setup(other)
-    assert eventually(lambda: len(harness.loads) == 2)
+    wait(lambda: len(harness.loads) == 2)
     harness.service.settings = harness.settings
     harness.setup()
     harness.service.preload(harness.registry.projects()[1].key)
@@ -476,7 +470,7 @@ def test_a_slow_load_answers_nothing_in_time_and_goes_on(make: Callable[..., Har
     loaded = threading.Event()
 
     def load(_: Version) -> FakeModel:
-        loaded.wait(5)
+        loaded.wait(60)
         return harness.model
 
     harness.load = load
@@ -484,7 +478,7 @@ def test_a_slow_load_answers_nothing_in_time_and_goes_on(make: Callable[..., Har
     assert harness.predict(picture(1)) == [[]]
     begin = time.monotonic()
     harness.setup()
-    assert time.monotonic() - begin < 0.2
+    assert time.monotonic() - begin < 30  # so it has not waited for the model
     loaded.set()
     harness.service.preload(harness.registry.projects()[0].key)
     assert harness.predict(picture(1))[0]["result"]
@@ -523,7 +517,7 @@ def test_a_published_version_serves_once_it_is_loaded_and_until_then_the_one_bef
     checkpoint = tmp_path / "best.safetensors"
     checkpoint.write_bytes(b"weights")
     trained, may_load = FakeModel(names=("Person", "truck")), threading.Event()
-    harness.load = lambda version: trained if may_load.wait(5) else FakeModel()
+    harness.load = lambda version: trained if may_load.wait(60) else FakeModel()
     harness.registry.projects()[0].publish(checkpoint, {})
     assert harness.setup() == first
     (prediction,) = harness.predict(picture(1))
@@ -558,7 +552,7 @@ def test_a_switch_under_load_fails_no_request_and_mixes_no_versions(harness: Har
     project = harness.registry.projects()[0]
     first, may_load, done = project.current().name, threading.Event(), threading.Event()
     trained = FakeModel(names=("Person", "Car"))
-    harness.load = lambda version: trained if may_load.wait(20) else FakeModel()
+    harness.load = lambda version: trained if may_load.wait(60) else FakeModel()
 
     def annotator(number: int) -> list[tuple[str, str]]:
         seen, answers = 0, []
@@ -574,12 +568,12 @@ def test_a_switch_under_load_fails_no_request_and_mixes_no_versions(harness: Har
     with ThreadPoolExecutor(6) as pool:
         futures = [pool.submit(annotator, number) for number in range(6)]
         second = project.publish(tmp_path / "best.safetensors", {}).name
-        assert eventually(lambda: len(harness.loads) == 2)
+        wait(lambda: len(harness.loads) == 2)
         looked = len(harness.model.batches)
-        assert eventually(lambda: len(harness.model.batches) > looked + 20), "the version before goes on"
+        wait(lambda: len(harness.model.batches) > looked + 20, what="the version before goes on")
         assert trained.batches == []
         may_load.set()
-        assert eventually(lambda: len(trained.batches) > 20)
+        wait(lambda: len(trained.batches) > 20)
         done.set()
         answers = {answer for future in futures for answer in future.result()}
     assert answers == {(first, "Car"), (second, "Person")}
@@ -646,7 +640,7 @@ def test_warming_loads_in_the_background_and_logs_what_cannot_be(
     harness.load = load
     harness.registry.register(HOST, UID).ensure_start("yolo_nas_s_coco", [])
     harness.service.warm()
-    assert eventually(lambda: "could not be loaded: no such checkpoint" in caplog.text)
+    wait(lambda: "could not be loaded: no such checkpoint" in caplog.text)
 
 
 # -- webhooks

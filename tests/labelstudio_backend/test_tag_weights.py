@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +20,7 @@ from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.tag_weights import find
 from labelstudio_backend.version import Version
+from real_label_studio import wait
 from yolonas.errors import WeightsError
 from yolonas.inference.detections import Detections
 
@@ -47,13 +47,6 @@ class FirstClass:
 def picture() -> str:
     content = cv2.imencode(".png", np.zeros((20, 20, 3), np.uint8))[1]
     return "data:image/png;base64," + base64.b64encode(content.tobytes()).decode()
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    until = time.monotonic() + 5
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.01)
-    return condition()
 
 
 @pytest.fixture
@@ -164,7 +157,7 @@ def test_each_tag_is_predicted_by_its_own_weights(harness: Harness, caplog: pyte
     assert found(prediction) == [("first", "Car"), ("second", "Washer")]
     assert prediction["model_version"] == version
     assert sorted(harness.loads) == ["parts.safetensors", "yolo_nas_s_coco"]
-    assert eventually(lambda: "<second> Washer <- washer, by " in caplog.text)
+    wait(lambda: "<second> Washer <- washer, by " in caplog.text)
     assert "<first> Car <- car;" in caplog.text
 
 
@@ -200,7 +193,7 @@ def test_a_bad_path_costs_its_own_tag_only(harness: Harness, caplog: pytest.LogC
     config = CONFIG.format("", ' model_path="../secret.pth"')
     _, prediction = harness.predict(config)
     assert found(prediction) == [("first", "Car")]
-    assert eventually(lambda: '<second> no boxes: model_path="../secret.pth" is no name of weights' in caplog.text)
+    wait(lambda: '<second> no boxes: model_path="../secret.pth" is no name of weights' in caplog.text)
     (project,) = harness.registry.projects()
     lines = lines_of(config, ("car", "dog"), project.current())
     assert lines[0] == "<first> Car <- car"

@@ -330,7 +330,7 @@ def test_a_cancelled_job_ends_in_the_midst_of_a_quantization(bench: Bench, monke
 
     def quantize(*_: object) -> tuple[list[serving.Way], list[str]]:
         cancelled.set()
-        assert left.wait(10), "nobody looked"
+        assert left.wait(60), "nobody looked"
         raise SystemExit
 
     monkeypatch.setattr(serving, "ways", quantize)
@@ -355,7 +355,7 @@ def test_a_training_sees_that_its_job_is_cancelled_wherever_that_was_said(
     threading.Thread(target=training_job._watch_cancel, args=(bench.jobs, job_id, stop), daemon=True).start()
     assert not stop.wait(0.1)
     bench.jobs.cancel(job_id)
-    assert stop.wait(10)
+    assert stop.wait(60)
 
 
 def test_a_resume_file_of_another_model_begins_the_training_anew(bench: Bench) -> None:

@@ -29,18 +29,12 @@ from labelstudio_backend.local_label_studio import Account, Process, free_port
 from labelstudio_backend.registry import Registry
 from labelstudio_backend.sample_project import TITLE
 from labelstudio_backend.up import LABELLED_IMAGES, SAMPLE_IMAGES
+from real_label_studio import wait
 from yolonas.errors import YolonasError
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
 )
-
-
-def wait(condition: Callable[[], bool], seconds: float = 20.0, what: str = "") -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(0.1)
 
 
 def alive(pid: int) -> bool:
@@ -114,7 +108,7 @@ def test_stop_ends_a_process_that_will_not_and_what_it_started(tmp_path: Path) -
         "print(c.pid, flush=True); c.wait()"
     )
     process = Process("it", [sys.executable, "-c", code], dict(os.environ), tmp_path / "log")
-    process.wait_until(lambda: "ready" in process.log.read_text(), 20)
+    process.wait_until(lambda: "ready" in process.log.read_text(), 60)
     child = int(process.log.read_text().split()[0])
     assert alive(child)
     process.stop(0.5)
@@ -126,7 +120,7 @@ def test_a_process_that_ends_while_starting_is_quoted(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "raise SystemExit('no database')"]
     process = Process("it", command, dict(os.environ), tmp_path / "log")
     with pytest.raises(YolonasError, match=r"it ended while starting \(exit code 1\): no database \(log: "):
-        process.wait_until(lambda: False, 20)
+        process.wait_until(lambda: False, 60)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
@@ -140,7 +134,7 @@ def test_a_process_dies_with_its_parent_however_that_dies(tmp_path: Path) -> Non
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    time.sleep(1.0)  # until it has asked to die
+    wait(lambda: b"prctl" not in Path(f"/proc/{child}/cmdline").read_bytes(), what="asking to die with its parent")
     assert alive(child)
     parent.kill()
     parent.wait()
@@ -419,7 +413,7 @@ def test_up_makes_the_loop_run_stops_all_of_it_and_finds_it_again(folder: Path, 
         family = up.descendants()
         assert len(family) >= 3, "Label Studio, the backend, a training"
         assert up.stop(signal.SIGTERM) == 0
-        wait(lambda: not any(alive(pid) for pid in family), 10, "orphans")
+        wait(lambda: not any(alive(pid) for pid in family), 60, "orphans")
         assert not local_label_studio.answers(f"{up.url}/health")
         job = Jobs(folder / "backend" / "jobs.sqlite").find()[-1]
         assert (job.id, job.state) == (2, "queued")
@@ -438,6 +432,6 @@ def test_up_makes_the_loop_run_stops_all_of_it_and_finds_it_again(folder: Path, 
         )
         family = up.descendants()
         assert up.stop(signal.SIGINT) == 0
-        wait(lambda: not any(alive(pid) for pid in family), 10, "orphans")
+        wait(lambda: not any(alive(pid) for pid in family), 60, "orphans")
     finally:
         up.process.kill()

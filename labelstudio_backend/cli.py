@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"Error: {sentence}") from error
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from labelstudio_backend.registry import ProjectRegistry
 
 _COMMANDS = {  # imported when called
@@ -51,8 +55,11 @@ def _one_sentence() -> Iterator[None]:
     """What a person can mend is said in one sentence, with exit code 1."""
     try:
         yield
-    except (YolonasError, FileNotFoundError) as error:
+    except YolonasError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        system = error.filename and error.strerror
+        raise click.ClickException(f"{error.filename}: {error.strerror}" if system else str(error)) from error
     except ModuleNotFoundError as error:
         if (sentence := _missing(error)) is None:
             raise
@@ -70,12 +77,18 @@ class _Group(click.Group):
             return command if isinstance(command, click.Command) else None
         return super().get_command(ctx, cmd_name)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Whole sentences, where click cuts them off."""
+        commands = ((name, self.get_command(ctx, name)) for name in self.list_commands(ctx))
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(200)) for name, command in commands if command])
+
     def invoke(self, ctx: click.Context) -> Any:
         with _one_sentence():
             return super().invoke(ctx)
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="yolonas")
 def main() -> None:
     """YOLO-NAS as a Label Studio machine learning backend."""
@@ -95,6 +108,7 @@ def serve(**options: Any) -> None:
     Every option, and more, can be set in the environment as YOLONAS_<NAME>; labelstudio_backend/README.md lists them.
     """
     settings = settings_from(**options)
+    _usable(settings)
     import uvicorn
 
     from labelstudio_backend import logs
@@ -120,6 +134,30 @@ def serve(**options: Any) -> None:
     )
 
 
+def _usable(settings: Settings) -> None:
+    """Raise ClickException where the address, the state folder or the device that a server needs cannot be had."""
+    try:
+        address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(*address[:3]) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
+            probe.bind(address[4])
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror}); choose by --host and --port"
+        ) from error
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=settings.state_dir).close()
+    except OSError as error:
+        raise click.ClickException(
+            f"cannot write into {settings.state_dir} ({error.strerror}); choose another folder by --state-dir"
+        ) from error
+    if settings.device not in ("auto", "cpu"):
+        from yolonas.inference.device import resolve_device
+
+        resolve_device(settings.device)
+
+
 def settings_from(**options: Any) -> Settings:
     """Settings from the environment, into which the options that were given are written first."""
     for name, value in options.items():
@@ -129,15 +167,30 @@ def settings_from(**options: Any) -> Settings:
 
 
 def read_settings() -> Settings:
-    """Settings from the environment; a value that does not fit is one sentence, not a traceback."""
+    """Settings from the environment; a value that does not fit is one sentence, a name that is none a warning."""
+    for sentence in _misspelt():
+        click.echo(f"Warning: {sentence}", err=True)
     try:
         return Settings()
     except ValidationError as error:
-        problems = [
-            "".join(f"YOLONAS_{name}: ".upper() for name in e["loc"]) + e["msg"].removeprefix("Value error, ")
-            for e in error.errors()
-        ]
-        raise click.ClickException("; ".join(problems)) from None
+        raise click.ClickException("; ".join(map(_problem, error.errors()))) from None
+
+
+def _problem(error: ErrorDetails) -> str:
+    name = "".join(f"YOLONAS_{name}: ".upper() for name in error["loc"])
+    if error["type"] == "value_error":  # a sentence of ours
+        return name + error["msg"].removeprefix("Value error, ")
+    return f"{name}{error['input']!r} does not fit: {error['msg']}"
+
+
+def _misspelt() -> Iterator[str]:
+    """A sentence for each variable YOLONAS_* that nothing reads."""
+    known = [*(name.upper() for name in Settings.model_fields), "CUDA", "WEIGHTS_DIR"]  # the build's, and yolonas's
+    for variable in sorted(os.environ):
+        name = variable.upper().removeprefix("YOLONAS_")
+        if variable.upper() != name and name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            yield f"{variable} is no setting" + (f"; is YOLONAS_{near[0]} meant?" if near else ", and does nothing")
 
 
 def describe(settings: Settings, start: str) -> list[str]:

@@ -168,9 +168,9 @@ class Settings(BaseSettings):
     def _plain_url(cls, value: str) -> str:
         value = value.strip().rstrip("/")
         if value and not value.startswith(("http://", "https://")):
-            raise ValueError(f"label_studio_url is {value!r}; give it with its scheme, like http://localhost:8080")
+            raise ValueError(f"{value!r} is no address; give it with its scheme, like http://localhost:8080")
         if "@" in value.partition("://")[2].partition("/")[0]:
-            raise ValueError("label_studio_url has a user name or password in it; give it without, and set the token")
+            raise ValueError("it has a user name or password in it; give it without, and set the token")
         return value
 
     @field_validator("label_studio_token", "basic_auth_pass", "secret")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,50 @@ def test_a_value_that_does_not_fit_is_one_sentence() -> None:
     (line,) = result.output.strip().splitlines()
     assert line.startswith("Error: YOLONAS_PORT")
     assert "give it with its scheme" in line
+
+
+def test_a_misspelt_name_is_told_and_one_of_another_part_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLONAS_TRAIN_EVRY", "5")
+    monkeypatch.setenv("YOLONAS_XYZ", "5")
+    monkeypatch.setenv("YOLONAS_WEIGHTS_DIR", "/weights")
+    monkeypatch.setenv("YOLONAS_PORT", "abc")
+    result = CliRunner().invoke(main, ["jobs"])
+    assert result.exit_code == 1
+    first, second, third = result.output.strip().splitlines()
+    assert first == "Warning: YOLONAS_TRAIN_EVRY is no setting; is YOLONAS_TRAIN_EVERY meant?"
+    assert second == "Warning: YOLONAS_XYZ is no setting, and does nothing"
+    assert third.startswith("Error: YOLONAS_PORT: 'abc' does not fit: ")
+
+
+@pytest.mark.parametrize("command", ["serve", "jobs"])
+def test_a_state_folder_that_cannot_be_one_is_one_sentence(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("YOLONAS_STATE_DIR", str(tmp_path / "file"))
+    monkeypatch.setenv("YOLONAS_PORT", "0")
+    result = CliRunner().invoke(main, [command])
+    assert result.exit_code == 1
+    (line,) = result.output.strip().splitlines()
+    assert str(tmp_path / "file") in line
+    assert "File exists" in line
+
+
+def test_a_port_in_use_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(main, ["serve", "--port", str(port)])
+    assert result.exit_code == 1
+    assert result.output.strip() == (
+        f"Error: cannot listen on 127.0.0.1:{port} (Address already in use); choose by --host and --port"
+    )
+
+
+def test_a_device_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLONAS_DEVICE", "gpu")
+    result = CliRunner().invoke(main, ["serve", "--port", "0"])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: device 'gpu' is not known")
 
 
 def test_weights_that_cannot_be_had_are_one_sentence() -> None:

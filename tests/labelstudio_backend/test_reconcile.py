@@ -247,10 +247,10 @@ def test_what_fails_is_asked_again_ever_later_and_what_only_took_its_time_is_not
     bench = Bench(tmp_path, predict_seconds=predict_seconds)  # a request counts as 0.1 s at least
     bench.studio.silent = {3}
     bench.publish()
-    for number, wait in enumerate(waits):
+    for number, pause in enumerate(waits):
         bench.reconcile()
         known = bench.reconciler._known[bench.project.key]
-        assert wait - 10 < known.retry - time.monotonic() <= wait
+        assert pause - 10 < known.retry - time.monotonic() <= pause
         known.retry = 0.0
         if number == 2:
             known.failures += 20

@@ -245,6 +245,6 @@ def test_settings_that_do_not_fit_are_told_without_their_values(monkeypatch: pyt
     result = CliRunner().invoke(main, ["serve"])
     assert result.exit_code == 1
     assert "YOLONAS_SECRET: it has 7 characters" in result.output
-    assert "YOLONAS_LABEL_STUDIO_URL: label_studio_url has a user name or password in it" in result.output
+    assert "YOLONAS_LABEL_STUDIO_URL: it has a user name or password in it" in result.output
     for secret in (PERSONAL, quote(PASSWORD, safe=""), "hunter2"):
         assert secret not in result.output

@@ -30,8 +30,8 @@ class ImageSignals:
     scores: [n] 0..1, labels: int [n] of the boxes. margins: [n] 0..1, how far the box's class is ahead of its rival,
     and entropies: [n] 0..1, see `class_doubt`; rivals: int [n], the second in line, BACKGROUND for "no object".
     spreads: [n] 0..1, see `box_spread`. feature: [d], images that look alike to the network have similar ones.
-    disagreement: 0..1, see `disagreement`; None where there is nothing to compare with. Raises ValueError where the
-    arrays do not belong together.
+    disagreement: 0..1, see `active_learning.disagreement`; None where there is nothing to compare with. Raises
+    ValueError where the arrays do not belong together.
     """
 
     scores: npt.NDArray[Any]

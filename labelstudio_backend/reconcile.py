@@ -41,6 +41,7 @@ CHUNK_SECONDS = 20.0
 TURN_SECONDS = 60.0  # then other projects have their turn
 LARGEST_CHUNK = 50
 LONGEST_WAIT = 3600.0
+SAID = 100  # lines that are not logged again; an error may name another address each time
 ELSEWHERE_SECONDS = 2.0  # until we look again at a project that another server is about
 
 
@@ -212,6 +213,8 @@ class Reconciler:
             self._service.notices.note(key, line[0].upper() + line[1:])
         said = self._known.setdefault(key, _Known()).said
         if line not in said:
+            if len(said) >= SAID:
+                said.clear()
             said.add(line)
             log.warning("project %s: %s", key, line)
 

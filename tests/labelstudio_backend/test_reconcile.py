@@ -380,6 +380,19 @@ def test_what_a_failed_training_pulled_is_not_learnt(
     assert len(bench.jobs.find()) == 2
 
 
+def test_errors_that_differ_each_time_are_remembered_within_a_bound(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.publish()
+    bench.studio.rows[0]["state"] = "DI"
+    for number in range(reconcile.SAID + 20):
+        bench.studio.rows[0]["error_message"] = f"<HTTPConnection object at {number:#x}>"
+        bench.reconcile()
+        bench.reconcile()
+    assert caplog.text.count("HTTPConnection") == reconcile.SAID + 20  # each once
+    assert len(bench.reconciler._known[bench.project.key].said) <= reconcile.SAID
+
+
 def test_another_project_under_the_same_number_is_left_alone(bench: Bench) -> None:
     bench.studio.project["created_at"] = "2026-11-22T19:38:18Z"
     bench.publish()

@@ -17,7 +17,8 @@ from fake_label_studio import FakeLabelStudio
 from labelstudio_backend import serving
 from labelstudio_backend.acceptance import Boxes, summarise
 from labelstudio_backend.client import LabelStudio
-from labelstudio_backend.jobs import FINAL, Jobs
+from labelstudio_backend.job import FINAL
+from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.local_label_studio import Process, answers, free_port
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.sample_project import label_config, upload

@@ -71,7 +71,7 @@ def test_the_network_runs_while_the_consumer_works() -> None:
 
     results = squares(range(6), run=run)
     assert next(results) == [0, 1, 2]
-    assert ran.wait(5)  # the second batch, which nobody has asked for
+    assert ran.wait(60)  # the second batch, which nobody has asked for
     results.close()
 
 

@@ -223,7 +223,7 @@ def test_a_body_that_trickles_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> Non
     endless: Iterator[bytes] = iter(lambda: b"x", b"")
     assert slow(endless, 0.02)[0] == 408
     assert slow([b"x"], 30)[0] == 408  # nothing at all
-    large = [b"x" * 10_000] * 15  # 0.1 s for each of them
+    large = [b"x" * 100_000] * 15  # 1 s for each of them
     assert slow(large, 0.02)[0] == 200, "slower than 0.2 s, but not slow for its size"
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+settings.register_profile("yolonas", deadline=None)  # of an example: on a busy machine any may take long
+settings.load_profile("yolonas")
 
 
 @pytest.fixture(scope="session")

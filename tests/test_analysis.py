@@ -80,7 +80,7 @@ def test_nothing() -> None:
         assert (analysis.precision, analysis.recall, analysis.f1, analysis.worst(3)) == (0, 0, 0, [])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_agrees_with_the_metrics(seed: int) -> None:
     rng = np.random.default_rng(seed)

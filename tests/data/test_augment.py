@@ -40,7 +40,7 @@ boxes = st.tuples(st.integers(0, 60), st.integers(0, 50), st.integers(20, 60), s
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), box=boxes, degrees=st.sampled_from([0.0, 0.0, 90.0]))
 def test_single_view_keeps_the_box_on_its_object(seed: int, box: tuple[int, int, int, int], degrees: float) -> None:
     augmentation = Augmentation(hue=0, saturation=0, value=0, translate=0.3, degrees=degrees, min_visible=0.5)
@@ -57,7 +57,7 @@ def test_single_view_keeps_the_box_on_its_object(seed: int, box: tuple[int, int,
             )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), box=boxes)
 def test_mosaic_keeps_each_box_on_its_object(seed: int, box: tuple[int, int, int, int]) -> None:
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
@@ -87,7 +87,7 @@ def test_a_mosaic_shows_four_whole_images_around_its_point() -> None:
     assert (rows.max() + 1 - rows.min(), columns.max() + 1 - columns.min()) == (40, 60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), first=boxes, second=boxes)
 def test_mixup_keeps_the_boxes_of_both_on_their_objects(
     seed: int, first: tuple[int, int, int, int], second: tuple[int, int, int, int]

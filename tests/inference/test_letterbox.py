@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from yolonas.inference.letterbox import letterbox, letterbox_into
@@ -78,7 +78,6 @@ def test_any_shape_fits(size: tuple[int, int], canvas_size: tuple[int, int]) -> 
     assert corners[3] <= canvas_size[0] + 1
 
 
-@settings(deadline=None)
 @given(
     height=st.integers(1, 3000),
     width=st.integers(1, 3000),

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
@@ -268,7 +268,6 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
             read_image(path)
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=200),
     st.sampled_from(
@@ -283,7 +282,6 @@ def test_no_header_breaks_the_parser(data: bytes, magic: bytes) -> None:
     image_header.is_turned_avif(data[:4] + b"ftypavif" + data)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(0, 255))
 def test_a_damaged_photograph_never_breaks_the_parser(position: int, value: int) -> None:
     data = bytearray(JPEG_WITH_EXIF)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from yolonas.inference.assignment import assign
@@ -14,7 +14,6 @@ from yolonas.inference.detections import Detections
 from yolonas.inference.tracker import Tracker
 
 
-@settings(deadline=None)
 @given(st.integers(0, 7), st.integers(0, 7), st.integers(0, 10_000), st.booleans(), st.floats(0.1, 1.5))
 def test_the_assignment_costs_as_little_as_scipys(n: int, m: int, seed: int, ties: bool, limit: float) -> None:
     optimize = pytest.importorskip("scipy.optimize")

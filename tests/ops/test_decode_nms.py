@@ -19,7 +19,7 @@ STRIDES = (8, 16, 32)
 SETTINGS = {"score_threshold": 0.25, "iou_threshold": 0.6}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     maps=head_outputs,
     score_threshold=st.sampled_from([0.0, 0.05, 0.25, 0.5, 0.9, 1.0]),

@@ -17,7 +17,7 @@ from yolonas.ops import reference
 STRIDES = (8, 16, 32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(maps=head_outputs)
 def test_equals_the_reference(maps: tuple[Maps, Maps]) -> None:
     boxes = ops.dfl_decode(maps[1], STRIDES)
@@ -38,7 +38,7 @@ def test_decode_nms_and_numpy_give_the_same_boxes() -> None:
     assert torch.equal(ops.dfl_decode(last, STRIDES), boxes)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(maps=head_outputs, channels_last=st.booleans(), seed=st.integers(0, 2**31))
 def test_gradients_equal_autograd(maps: tuple[Maps, Maps], channels_last: bool, seed: int) -> None:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format

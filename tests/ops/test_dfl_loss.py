@@ -41,7 +41,7 @@ cases = st.builds(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(case=cases)
 def test_equals_the_reference_with_its_gradients(case: tuple[Tensor, Tensor, Tensor]) -> None:
     logits, targets, weights = case

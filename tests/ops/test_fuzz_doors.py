@@ -103,7 +103,7 @@ options = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("door", ["torch", "numpy"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data(), maps=maps(large=True), options=options)
 def test_maps_of_any_layout(door: str, data: st.DataObject, maps: Any, options: dict[str, Any]) -> None:
     strides = [8, 16, 32][: len(maps[0])]
@@ -125,7 +125,7 @@ def test_maps_of_any_layout(door: str, data: st.DataObject, maps: Any, options: 
     assert ((expected.labels[rows] >= 0) & (expected.labels[rows] < maps[0][0].shape[1])).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(maps=maps(large=False), options=options)
 def test_maps_of_any_values(maps: Any, options: dict[str, Any]) -> None:
     strides = [8, 16, 32][: len(maps[0])]
@@ -163,7 +163,7 @@ def scored_boxes(draw: Draw, most: int) -> tuple[Array, Array, Array]:
 
 
 @pytest.mark.parametrize("door", ["torch", "numpy"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), rows=scored_boxes(most=300), threshold=st.sampled_from([0.0, 0.3, 0.7, 1.0]))
 def test_boxes_of_any_layout(door: str, data: st.DataObject, rows: Any, threshold: float) -> None:
     laid = [lay_out(data.draw, column, door) for column in rows]
@@ -174,7 +174,7 @@ def test_boxes_of_any_layout(door: str, data: st.DataObject, rows: Any, threshol
     np.testing.assert_array_equal(module.nms(*odd[:2], threshold), npops.nms(*plain[:2], threshold))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(rows=scored_boxes(most=40), threshold=st.sampled_from([0.0, 0.3, 0.7, 1.0]))
 def test_boxes_of_any_values(rows: Any, threshold: float) -> None:
     tensors = [torch.from_numpy(column) for column in rows]

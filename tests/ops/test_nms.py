@@ -33,7 +33,7 @@ def random_boxes(seed: int, n: int, dtype: torch.dtype, scale: float = 100.0) ->
     return boxes, scores, torch.randint(0, 3, (n,), generator=generator)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**31),
     n=st.integers(0, 40),
@@ -93,7 +93,7 @@ def plain_greedy(boxes: NDArray[Any], scores: NDArray[Any], labels: NDArray[Any]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     kind=st.sampled_from(
         [

@@ -116,7 +116,7 @@ def compare(actual: tuple, expected: list[list], targets: Targets) -> int:
     return positives
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), boxes=st.integers(1, 6))
 def test_task_aligned_is_the_obvious_one(seed: int, boxes: int) -> None:
     scores, predicted, grid, targets = scene(seed, boxes)
@@ -128,7 +128,7 @@ def test_task_aligned_is_the_obvious_one(seed: int, boxes: int) -> None:
     compare(actual, expected, targets)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), boxes=st.integers(1, 6))
 def test_atss_is_the_obvious_one(seed: int, boxes: int) -> None:
     _, predicted, grid, targets = scene(seed, boxes)

@@ -19,8 +19,8 @@ NAMES = ("cat", "dog", "bird")
 SPOILT = "backbone.stage1.downsample.rbr_reparam"
 
 
-def network() -> YoloNAS:
-    """A fused N for 64 px whose scores and boxes differ from point to point."""
+def trainable() -> YoloNAS:
+    """An N for 64 px whose scores and boxes differ from point to point."""
     torch.manual_seed(0)
     model = YoloNAS("n", 3, class_names=NAMES, preprocessing=Preprocessing.square(64))
     for parameter in model.parameters():  # untrained scores all lie at 0.01; these spread over 0..1
@@ -29,7 +29,12 @@ def network() -> YoloNAS:
     for level in model.heads.levels:
         torch.nn.init.zeros_(level.cls_pred.bias)
         level.reg_pred.bias.data = -torch.arange(17.0).repeat(4)  # small boxes, which the image does not clip
-    return model.eval().fused().requires_grad_(False)
+    return model.eval()
+
+
+def network() -> YoloNAS:
+    """`trainable`, fused."""
+    return trainable().fused().requires_grad_(False)
 
 
 def spoil(model: YoloNAS) -> None:

@@ -60,6 +60,7 @@ class Backend:
     app: Any
     project: int
     tasks: list[int]
+    labels: tuple[str, ...]
 
     @property
     def key(self) -> str:
@@ -74,11 +75,14 @@ class Backend:
 
 
 @contextmanager
-def backend(folder: Path, *, tasks: int = 14) -> Iterator[Backend]:
-    """The backend with its history, until the block ends; its jobs stay as they are: nothing runs them."""
+def backend(folder: Path, *, tasks: int = 14, title: str = TITLE, label: str = NASTY) -> Iterator[Backend]:
+    """The backend with its history, until the block ends; its jobs stay as they are: nothing runs them.
+
+    label: of the label config, which no version predicts.
+    """
     with FakeLabelStudio() as studio, LabelStudio(studio.url, studio.token) as client:
-        escaped = NASTY.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
-        state = client.create_project(TITLE, CONFIG.format(escaped), sampling="Uncertainty sampling")
+        escaped = label.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+        state = client.create_project(title, CONFIG.format(escaped), sampling="Uncertainty sampling")
         port = free_port()
         settings = Settings(
             state_dir=folder, weights=UNTRAINED, label_studio_url=studio.url, label_studio_token=studio.token, port=port
@@ -89,7 +93,7 @@ def backend(folder: Path, *, tasks: int = 14) -> Iterator[Backend]:
         with served(app, port) as url:
             client.add_ml_backend(state["id"], url, "yolonas")
             (registry,) = Registry(folder / "projects").projects()
-            found = Backend(url, studio, registry, jobs, app, state["id"], [])
+            found = Backend(url, studio, registry, jobs, app, state["id"], [], (*LABELS[:3], label))
             _history(found, folder)
             found.tasks = client.upload_files(state["id"], [(f"{n}.jpg", picture(n)) for n in range(tasks)])
             _work(found, client)
@@ -117,13 +121,13 @@ def _history(found: Backend, folder: Path) -> None:
     _backdate(found.registry.current().path / "record.json", published=time.time() - 6 * DAY)
     weights = folder / "weights.safetensors"
     weights.write_bytes(b"w")
-    now = time.time()
+    now, labels = time.time(), found.labels
     figures = [(0.31, 0.55), (0.42, 0.71), (0.47, 0.78), (0.52, 0.836)]
     for step, (ap, ap50) in enumerate(figures, 1):
         job = found.jobs.enqueue(found.key, f"{20 * step} newly corrected tasks")
         found.jobs.claim()
-        before = {"ap": ap - 0.05, "ap50": ap50 - 0.06, "per_class": {n: 0.3 + 0.1 * i for i, n in enumerate(LABELS)}}
-        after = {"ap": ap, "ap50": ap50, "per_class": {n: 0.36 + 0.11 * i for i, n in enumerate(LABELS)}}
+        before = {"ap": ap - 0.05, "ap50": ap50 - 0.06, "per_class": {n: 0.3 + 0.1 * i for i, n in enumerate(labels)}}
+        after = {"ap": ap, "ap50": ap50, "per_class": {n: 0.36 + 0.11 * i for i, n in enumerate(labels)}}
         base = found.registry.current().name
         record = {
             "job": job,
@@ -131,7 +135,7 @@ def _history(found: Backend, folder: Path) -> None:
             "base": base,
             "labels": list(LABELS[:3]),
             "tasks": {"train": 16 * step, "held_out": 4 * step, "train_boxes": 190 * step, "held_out_boxes": 50 * step,
-                      "unusable": int(step == 4), "unusable_because": [f"task 9: there is no label {NASTY!r}"]},
+                      "unusable": int(step == 4), "unusable_because": [f"task 9: there is no label {labels[3]!r}"]},
             "training": {"variant": "s", "epochs": 9 * step, "seconds": 540.0, "threshold": 0.31},
             "gate": {"decision": "published", "measured": step > 2,
                      "reason": f"AP50 {ap50 - 0.06:.3f} -> {ap50:.3f} on {4 * step} held-out images",
@@ -178,8 +182,8 @@ def _work(found: Backend, client: LabelStudio) -> None:
         version = versions[3] if index < 2 else versions[4]
         random = np.random.default_rng(index)
         boxes = [(*map(float, random.uniform(2, 70, 2)), *map(float, random.uniform(8, 24, 2))) for _ in range(6)]
-        names = [LABELS[n] for n in random.integers(0, 3, 6)]
-        names[0] = NASTY if index == 5 else names[0]
+        names = [found.labels[n] for n in random.integers(0, 3, 6)]
+        names[0] = found.labels[3] if index == 5 else names[0]
         result = [region(f"r{n}", *one, 0.6) for n, one in enumerate(zip(names, boxes, strict=True))]
         score = None if labelled else 0.9 - 0.05 * index
         made = client.create_prediction(task, result, score or 0.5, version.name)

@@ -1,8 +1,10 @@
-"""Makes the pictures of README.md: runs `yolonas-labelstudio up` in a new folder and photographs the loop.
+"""Makes the pictures of the READMEs: runs `yolonas-labelstudio up` in a new folder and photographs the loop.
 
     python tests/bench/pictures.py labelstudio_backend/pictures
+    python tests/bench/pictures.py labelstudio_backend/pictures dashboard    # that one alone
 
-The sample project is drawn by the program, so no photograph is in it. Some eight minutes on two cores.
+The sample project is drawn by the program, so no photograph is in it. Some eight minutes on two cores. The dashboard is
+that of the tests, with a made-up history: seconds.
 """
 
 from __future__ import annotations
@@ -31,8 +33,35 @@ CHROMIUM_FLAGS = [
 ]
 
 
-def main(pictures: Path) -> None:
+def main(pictures: Path, only: str = "") -> None:
     pictures.mkdir(parents=True, exist_ok=True)
+    dashboard(pictures / "dashboard.png")
+    if only != "dashboard":
+        loop(pictures)
+
+
+def dashboard(picture: Path) -> None:
+    sys.path.append(str(Path(__file__).parents[1]))
+    from dashboard_state import backend
+    from real_label_studio import browser
+
+    with (
+        tempfile.TemporaryDirectory() as name,
+        backend(Path(name) / "state", title="Blood cells", label="Parasite") as served,
+        browser(Path(name) / "chromium", width=1000, height=1000) as chromium,
+    ):
+        job = served.jobs.enqueue(served.key, "START_TRAINING")
+        served.jobs.claim()
+        curve = [{"epoch": epoch, "loss": 3 / epoch, "ap50": 0.84 - 0.5 / epoch} for epoch in range(1, 9)]
+        served.jobs.report(job, progress=0.6, reason="training: epoch 8", epoch=8, seconds_left=80.0, curve=curve)
+        page = chromium.new_page()
+        page.goto(served.url)
+        page.get_by_role("article", name=f"Training {job}").wait_for()
+        page.get_by_role("region", name="Work by round").wait_for()  # what comes last
+        page.screenshot(path=str(picture))
+
+
+def loop(pictures: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         up = subprocess.Popen(
@@ -92,4 +121,4 @@ def wait(answer: Callable[[], Any], what: str, seconds: float = 900) -> Any:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -52,8 +52,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=512 * 1024**2, ge=1024, description="A larger request is refused.")
     weights: str = Field(
         default="auto",
-        description="What a new project starts from: a checkpoint file, the name of published weights, `untrained-n`, "
-        "or `auto` (yolo_nas_s_coco where it can be had, else untrained-n).",
+        description="What a new project starts from: a checkpoint file, the name of weights (`yolo_nas_n_bccd` comes "
+        "with yolonas), `untrained-n`, or `auto` (yolo_nas_s_coco where it can be had, else untrained-n).",
     )
     device: str = Field(default="auto", description="Device of the models: auto, cpu, cuda, cuda:1.")
     runtime: Literal["auto", "torch", "onnxruntime", "openvino"] = Field(

@@ -189,7 +189,7 @@ def test_cancelling_is_asked_back_and_works_by_keyboard(watched: Watched, served
         page.keyboard.press("Enter")
         page.keyboard.press("Tab")
         page.keyboard.press("Enter")
-        page.get_by_text("being cancelled").wait_for()
+        page.get_by_text("being cancelled").first.wait_for()  # in the card, and in the status
         assert served.jobs.get(job).cancel
     finally:
         served.finish(job, "cancelled", "the test is over")

@@ -22,10 +22,8 @@ def versions(context: click.Context, /, project: str | None, **options: Any) -> 
     registry = Registry(settings_from(**options).projects_dir)
     context.obj = (registry, project)
     if context.invoked_subcommand is None:
-        chosen = registry.projects() if project is None else [_project(context.obj)]
-        if not chosen:
-            raise YolonasError(f"there is no project in {registry.root}; Label Studio makes it known by /setup")
-        for one in chosen:
+        listed = registry.projects() if project is None else []
+        for one in listed or [_project(context.obj)]:
             _print_list(one)
 
 
@@ -84,7 +82,9 @@ def _project(target: tuple[Registry, str | None]) -> ProjectRegistry:
     found = [p for p in registry.projects() if wanted in (None, p.key, p.key.partition("-")[0])]
     if len(found) == 1:
         return found[0]
-    keys = ", ".join(project.key for project in registry.projects()) or "none"
+    keys = ", ".join(project.key for project in registry.projects())
+    if not keys:
+        raise YolonasError(f"there is no project in {registry.root}; Label Studio makes it known by /setup")
     if wanted is None or found:
         raise YolonasError(f"say which project: --project KEY, one of {keys}")
     raise YolonasError(f"there is no project {wanted!r}; known are {keys}")

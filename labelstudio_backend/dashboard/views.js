@@ -10,6 +10,9 @@ const OUTCOMES = {
   refused: ["plain", "="], failed: ["bad", "✕"], cancelled: ["plain", "–"],
 };
 
+const arrows = (text) => text?.replaceAll("->", "→"); // which no line breaks in two
+const unknown = (state, error, pending) => h("p", { class: "soft" },
+  !state.overview.server.label_studio ? "Not known without Label Studio's address." : error ? "Not known while Label Studio does not answer." : pending);
 const reasonOf = (trigger) => (trigger === "START_TRAINING" ? "Train button in Label Studio" : trigger.charAt(0).toUpperCase() + trigger.slice(1));
 const titleOf = (project) => project.title || `Project ${project.id}`;
 const linkTo = (project) => `#/projects/${encodeURIComponent(project.key)}`;
@@ -164,7 +167,7 @@ function jobCard(state, job, named) {
       h("div", { class: "progress" },
         h("progress", { max: 1, value: job.progress.toFixed(4), "aria-label": `Progress of training ${job.id}` }),
         h("span", { class: "share" }, percent(job.progress))),
-      h("p", { class: "facts" }, facts.length ? facts.join(" · ") : job.reason),
+      h("p", { class: "facts" }, facts.length ? facts.join(" · ") : arrows(job.reason)),
       curves(state, job),
     ]);
 }
@@ -200,7 +203,7 @@ function endedJobs(state, jobs) {
     return h("tr", { "data-key": `ended-${job.id}` },
       h("th", { scope: "row", class: "name" }, h("a", { href: `#/jobs/${job.id}` }, `Training ${job.id}`)),
       h("td", null, badge(kind, mark, job.state)),
-      h("td", { class: "long" }, job.version && h("b", null, `${versionOf(job.version)}: `), job.reason,
+      h("td", { class: "long" }, job.version && h("b", null, `${versionOf(job.version)}: `), arrows(job.reason),
         ["failed", "cancelled"].includes(job.state) && button(state, "Retry", "retry", { id: job.id }, `Retry training ${job.id}`, "after")),
       h("td", { class: "number extra" }, job.started && job.finished ? duration(job.finished - job.started) : "–"),
       h("td", { class: "extra" }, time(job.finished ?? job.created)));
@@ -254,7 +257,7 @@ function versionDetails(version) {
     ["Runs as", how(version)],
     version.published && ["Made", date(version.published)],
     version.ap50 !== null && ["Accuracy", `AP50 ${decimal(version.ap50)}, AP ${decimal(version.ap)}`],
-    gate && ["Decision", gate.reason],
+    gate && ["Decision", arrows(gate.reason)],
     gate?.share_of_resamples_worse !== null && gate?.share_of_resamples_worse !== undefined && ["Bootstrap", `worse in ${percent(gate.share_of_resamples_worse)} of the resamples`],
     tasks && ["Learned from", `${plural(tasks.train, "image")} with ${plural(tasks.train_boxes, "box", "boxes")}; judged on ${plural(tasks.held_out, "image")} with ${plural(tasks.held_out_boxes, "box", "boxes")}`],
     tasks?.unusable > 0 && ["Left out", `${plural(tasks.unusable, "image or box", "images or boxes")}: ${tasks.unusable_because?.[0] ?? ""}`],
@@ -277,7 +280,7 @@ function versionDetails(version) {
 
 function rounds(state, project) {
   const all = project.rounds;
-  if (all === null) return section("work", "What people change", h("p", { class: "soft" }, project.seen.error ? "Not known while Label Studio does not answer." : "Being counted …"));
+  if (all === null) return section("work", "What people change", unknown(state, project.seen.error, "Being counted …"));
   if (!all.length) return section("work", "What people change", h("p", { class: "soft" }, "Once tasks are submitted, this shows how many of the predicted boxes were left as they were."));
   const named = all.filter(({ acceptance }) => acceptance !== null);
   const chart = named.length > 1 && lineChart({
@@ -299,7 +302,7 @@ function rounds(state, project) {
 
 function upcoming(state, project) {
   const next = state.next;
-  if (!next || (!next.seen.when && !next.seen.error)) return section("next", "To label next", h("p", { class: "soft" }, "Being asked …"));
+  if (!next || (!next.seen.when && !next.seen.error)) return section("next", "To label next", unknown(state, null, "Being asked …"));
   if (!next.tasks.length) return section("next", "To label next", h("p", { class: "soft" }, next.seen.when ? "Every task is labelled." : "Not known while Label Studio does not answer."));
   const names = [...new Set(next.tasks.flatMap(({ boxes }) => boxes.map(({ label }) => label)))].sort();
   const sampled = next.sampling === "Uncertainty sampling";
@@ -361,7 +364,7 @@ export function jobPage(state) {
     title: `Training ${job.id}`,
     content: [
       h("div", { class: "headline" }, h("h1", null, `Training ${job.id}`), !active && badge(kind, mark, job.state)),
-      active ? jobCard(state, job, false) : h("p", { class: "reading" }, job.reason),
+      active ? jobCard(state, job, false) : h("p", { class: "reading" }, arrows(job.reason)),
       h("dl", { class: "details" }, facts.map(([term, value]) => h("div", null, h("dt", null, term), h("dd", null, value)))),
       !active && curves(state, job),
       section("log", "Log", job.log.length ? h("pre", { tabindex: "0", role: "region", "aria-label": "The end of the log" }, job.log.join("\n")) : h("p", { class: "soft" }, "Nothing is written yet.")),

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REFERENCE = 500  # labelled tasks, and others, that a task is compared with at prediction time: some milliseconds
-PROJECTS = 8  # whose tasks are in memory, those that were asked last
+PROJECTS = 16  # whose tasks are in memory, those that were asked last
 REASONS = 2  # that are told of one task
 
 

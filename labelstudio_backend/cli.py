@@ -57,9 +57,11 @@ def _one_sentence() -> Iterator[None]:
         yield
     except YolonasError as error:
         raise click.ClickException(str(error)) from error
+    except BrokenPipeError:
+        raise  # the reader has seen enough: click ends without a word
     except OSError as error:
-        system = error.filename and error.strerror
-        raise click.ClickException(f"{error.filename}: {error.strerror}" if system else str(error)) from error
+        system = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else ""
+        raise click.ClickException(system or str(error) or repr(error)) from error
     except ModuleNotFoundError as error:
         if (sentence := _missing(error)) is None:
             raise

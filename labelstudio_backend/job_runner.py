@@ -280,7 +280,7 @@ def finish_published(jobs: JobQueue, registry: Registry, job: Job) -> bool:
         if (version := project.made_by(job.id, job.created)) is None:
             return False
         project.take_over(version.number)
-    except (RegistryError, ValueError) as error:  # a record that is no JSON
+    except (RegistryError, ValueError, OSError) as error:  # a record that is no JSON, a folder that cannot be read
         log.warning("whether job %d has published a version cannot be told: %s", job.id, error)
         return False
     record = {name: value for name, value in version.record.items() if name != "manifest"}

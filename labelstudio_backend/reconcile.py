@@ -261,7 +261,10 @@ class Reconciler:
             return
         if row["title"] != version.name and self._service is not None:
             self._service.preload(project.key)
-        project.tell(version)  # from now on every server answers with it
+        try:
+            project.tell(version)  # from now on every server answers with it
+        except OSError as error:  # a full disk: with one server nothing is missing
+            self._say(project.key, f"other servers cannot be told that {version.name} serves: {error}")
         if row["title"] != version.name:
             row = self._client.retitle_ml_backend(row, version.name, self._stopping.wait)
             if row["title"] == version.name:
@@ -345,7 +348,7 @@ class Reconciler:
         known.failures, known.retry = known.failures + 1 if left else 0, 0.0
         if left:
             if not in_time:  # a long video, mostly: each request goes on where the last one stopped
-                known.failures = 1
+                known.failures = min(known.failures, 3)
             known.retry = time.monotonic() + min(60.0 * 2 ** min(known.failures - 1, 10), LONGEST_WAIT)
 
     def _missing(self, project: ProjectRegistry, version: Version) -> list[int]:

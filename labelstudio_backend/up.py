@@ -70,6 +70,7 @@ def up(
     The first start installs Label Studio in an environment of its own (1 GB, a few minutes). The next one finds its
     projects, labels and versions again.
     """
+    read_settings()  # what is wrong with them is told before anything is installed
     with _until_told(), ExitStack() as stack:
         try:
             up = _Up(folder or default_state_dir() / ("up-images" if images else "up"), stack)

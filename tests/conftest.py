@@ -9,7 +9,8 @@ from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-settings.register_profile("yolonas", deadline=None)  # of an example: on a busy machine any may take long
+# Of no example: on a busy machine any may take long. The default one, else CI would try the same examples every time.
+settings.register_profile("yolonas", settings.get_profile("default"), deadline=None)
 settings.load_profile("yolonas")
 
 

@@ -242,7 +242,7 @@ class Day:
             return [f"{name} has predictions for the tasks {sorted(given)} of {sorted(self.tasks)}"]
         return []
 
-    def settle(self, seconds: float = 60.0) -> None:
+    def settle(self, seconds: float = 120.0) -> None:
         """Let everything come to rest, starting the server again where it died; AssertionError where it does not."""
         deadline = time.monotonic() + seconds
         problems = ["nothing was looked at"]
@@ -339,7 +339,7 @@ def away(day: Day, seconds: float) -> None:
     time.sleep(seconds)
     day.studio.away = False
     day.label(day.tasks[2])
-    day.settle(60 + 2 * seconds)
+    day.settle(120 + 2 * seconds)
 
 
 def doubled_and_delayed(day: Day) -> None:
@@ -399,7 +399,7 @@ def two_servers_over_redis(day: Day) -> None:
         for place, task in enumerate(day.tasks):
             day.label(task)
             if place == day.count // 3:
-                until(lambda: bool(day.trainings()), "a training", 60)
+                until(lambda: bool(day.trainings()), "a training")
                 machine = psutil.Process(workers[0].pid)
                 for process in [machine, *machine.children(recursive=True)]:
                     process.kill()
@@ -407,9 +407,9 @@ def two_servers_over_redis(day: Day) -> None:
                 work()
             if place == 2 * day.count // 3:
                 day.kill()
-        day.settle(120)
+        day.settle()
         day.label(day.tasks[0])
-        day.settle(120)
+        day.settle()
         assert second.running, log_tail(day.folder / "second.log")
         assert workers[1].running, log_tail(workers[1].log)
         assert any(job.restarts for job in day.jobs.find(brief=True)), "the killed training did not go on"
@@ -418,7 +418,7 @@ def two_servers_over_redis(day: Day) -> None:
             process.stop()
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"

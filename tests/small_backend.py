@@ -15,7 +15,6 @@ from fastapi import FastAPI
 
 from labelstudio_backend.app import Learning, create_app
 from labelstudio_backend.jobs import Jobs
-from labelstudio_backend.local_label_studio import free_port
 from labelstudio_backend.settings import Settings
 from yolonas.inference.detections import Detections
 
@@ -40,15 +39,14 @@ class FakeReconciler:
 @contextmanager
 def served(app: FastAPI, port: int | None = None) -> Iterator[str]:
     """An application on a port of this machine, as `serve` has it; its address, until the block ends."""
-    port = port or free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, port=port or 0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -13,10 +14,15 @@ from labelstudio_backend.settings import Settings
 from machine import missing
 from real_label_studio import Studio, running
 
+# Settings of who runs the tests; the two are the tests' own.
+for _name in [name for name in os.environ if name.startswith("YOLONAS_")]:
+    if _name not in ("YOLONAS_LABEL_STUDIO_ML_2", "YOLONAS_SCREENSHOTS"):
+        del os.environ[_name]
+
 
 @pytest.fixture(autouse=True)
 def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """None in the environment that the test has not set; what a command sets there ends with the test."""
+    """What a command sets in the environment ends with the test."""
     for name in Settings.model_fields:
         monkeypatch.setenv(f"YOLONAS_{name.upper()}", "")  # so that there is something to undo
         monkeypatch.delenv(f"YOLONAS_{name.upper()}")

@@ -247,7 +247,7 @@ def test_nobody_waits_for_label_studio(client: httpx.Client, served: Backend, mo
     served.forget_overview()
     try:
         for path in ("projects", f"projects/{served.key}", f"projects/{served.key}/next"):
-            assert client.get(f"/api/{path}", timeout=30).status_code == 200
+            assert client.get(f"/api/{path}", timeout=10).status_code == 200
     finally:
         go_on.set()
     monkeypatch.undo()

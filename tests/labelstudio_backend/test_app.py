@@ -276,7 +276,7 @@ def test_health_setup_and_webhook_answer_while_the_model_works(
 
         http.post("/setup", json=setup)
         idle = ask()  # what the machine takes without the model's work
-        bodies = [predict_body(4, first=4 * index) for index in range(4)]
+        bodies = [predict_body(12, first=12 * index) for index in range(4)]
         predictions = [pool.submit(http.post, "/predict", json=body) for body in bodies]
         time.sleep(0.3)
         waits = ask()

@@ -20,6 +20,8 @@ from labelstudio_backend.settings import Settings
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("YOLONAS_STATE_DIR", str(tmp_path))
+    for name in ("YOLONAS_LABEL_STUDIO_ML_2", "YOLONAS_SCREENSHOTS"):  # no settings: each would be warned of
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_a_value_that_does_not_fit_is_one_sentence() -> None:

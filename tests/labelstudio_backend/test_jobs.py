@@ -241,6 +241,23 @@ def test_a_version_of_a_job_with_the_same_number_of_a_lost_queue_is_another_one_
     assert "yolonas-labelstudio jobs retry 1" in job.reason
 
 
+def test_a_project_that_cannot_be_read_keeps_no_other_from_training(
+    jobs: Jobs, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = versions(jobs).register("http://ls", "5.1795289898")
+    project.ensure_start("untrained-n", ["Car"])
+
+    def unreadable(*_: object) -> None:
+        raise PermissionError("not yours")
+
+    monkeypatch.setattr(ProjectRegistry, "made_by", unreadable)
+    killed, other = jobs.enqueue(project.key, "x"), jobs.enqueue("b", "x")
+    done = finishing(jobs)
+    start(lambda job: "import os; os.kill(os.getpid(), 9)" if job.id == killed else done(job))
+    wait(lambda: state(jobs, other) == "succeeded")
+    wait(lambda: state(jobs, killed) == "failed")
+
+
 def test_a_command_that_cannot_be_run_fails_with_the_reason(jobs: Jobs) -> None:
     job_id = jobs.enqueue("a", "x")
     runner = JobRunner(jobs, versions(jobs), lambda job: ["/nonexistent/python"], poll_seconds=0.05)

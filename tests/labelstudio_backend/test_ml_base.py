@@ -7,6 +7,7 @@ others with what it imports (label-studio-sdk, semver).
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import subprocess
 import sys
@@ -79,7 +80,7 @@ def environment_of_its_own() -> Path:
     Its requirements pin Flask of 2020 and leave out rq and redis, so it is installed without them, and with these.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolonas"
-    folder = cache / f"label-studio-ml-{VERSION}"
+    folder = cache / f"label-studio-ml-{VERSION}-{hashlib.sha256(repr(NEEDS).encode()).hexdigest()[:8]}"
     if not folder.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as temporary:

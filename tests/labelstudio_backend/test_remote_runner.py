@@ -13,6 +13,7 @@ from labelstudio_backend.job_queue import QueueError
 from labelstudio_backend.redis_jobs import QUEUE, RedisJobs
 from labelstudio_backend.registry import Registry
 from labelstudio_backend.remote_runner import RemoteRunner
+from real_label_studio import wait
 
 
 @pytest.fixture
@@ -119,6 +120,7 @@ def test_redis_away_is_one_sentence_once(tmp_path: Path, caplog: pytest.LogCaptu
     runner = RemoteRunner(away, Registry(tmp_path), poll_seconds=0.001)
     with caplog.at_level(logging.WARNING):
         runner.start()
+        wait(lambda: bool(caplog.records))
         runner._stopping.wait(0.2)
         runner.stop()
     assert len(caplog.records) == 1

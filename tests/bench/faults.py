@@ -6,7 +6,7 @@ Each line is a day of `tests/labelling_day.py`: a fake Label Studio, the real se
 which only the network and its training are replaced (`tests/fault_process.py`). In the end every labelled task must
 stand in the last job's manifest with its newest annotation, and once in the version's, as training or held out; title,
 /setup's model_version and project.model_version must be one; every task must have one prediction of it. A watcher reads
-the version that serves 20 times a second, and it must be whole. Some 20 minutes; it stops with the first thing lost.
+the version that serves 20 times a second, and it must be whole. Some 10 minutes; it stops with the first thing lost.
 """
 
 from __future__ import annotations

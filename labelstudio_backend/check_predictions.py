@@ -95,9 +95,9 @@ def order(case: Case, state: Mapping[str, Any]) -> Iterator[Check]:
     else:
         yield Check("Live prediction", "WARN", "off: show_collab_predictions is not set", case.connect)
     if state.get("sampling") == SAMPLING:
-        yield Check("Order", "OK", "what the model is least sure of comes first in the label stream")
+        yield Check("Order", "OK", "the label stream follows the tasks' scores (YOLONAS_ACQUISITION)")
     else:
-        text = f"the label stream has {state.get('sampling')!r}, so what the model is unsure of does not come first"
+        text = f"the label stream has {state.get('sampling')!r}, so it does not follow the tasks' scores"
         yield Check("Order", "WARN", text, f"{case.connect}, unless that is meant")
 
 

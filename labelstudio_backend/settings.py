@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     )
 
     acquisition: Literal["mix", "uncertainty", "disagreement", "diversity", "balance", "random"] = Field(
-        default="mix",
+        default="random",
         description="What the tasks' scores go by, lowest to be labelled first: mix, uncertainty, disagreement, "
         "diversity, balance, or random.",
     )

@@ -307,7 +307,7 @@ function upcoming(state, project) {
   const names = [...new Set(next.tasks.flatMap(({ boxes }) => boxes.map(({ label }) => label)))].sort();
   const sampled = next.sampling === "Uncertainty sampling";
   return section("next", "To label next",
-    h("p", { class: "soft" }, sampled ? "Those from which the model learns most, first. Label Studio serves them in this order." : "Those from which the model learns most, first. Label Studio serves tasks in another order, as this project's sampling is not “Uncertainty sampling”."),
+    h("p", { class: "soft" }, sampled ? "By their scores, lowest first (YOLONAS_ACQUISITION). Label Studio serves them in this order." : "By their scores, lowest first (YOLONAS_ACQUISITION). Label Studio serves tasks in another order, as this project's sampling is not “Uncertainty sampling”."),
     names.length > 0 && h("ul", { class: "legend swatches", role: "list" }, names.map((name, index) => h("li", null, svg("svg", { class: "key", viewBox: "0 0 16 12", width: 16, height: 12, "aria-hidden": "true" }, svg("rect", { class: "box under", x: 2, y: 2, width: 12, height: 8 }), svg("rect", { class: `box b${index % 6}`, x: 2, y: 2, width: 12, height: 8 })), h("bdi", null, name)))),
     h("ul", { class: "shots", role: "list" }, next.tasks.map((task) => shot(task, names))));
 }

@@ -43,8 +43,8 @@ PARTS_TEST = 72  # images, as BCCD has
 CACHE = Path.home() / ".cache" / "yolonas" / "loop-parts"
 STRATEGIES = {
     "direct": ("random", "mix", "uncertainty", "disagreement", "diversity", "balance"),
-    "backend": ("default", "random"),  # default: the task scores that the backend gives if nobody sets anything
-    "real": ("default",),
+    "backend": ("mix", "random"),
+    "real": ("mix",),
 }
 
 

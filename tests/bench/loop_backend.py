@@ -193,10 +193,9 @@ def backend_team(
             "YOLONAS_TRAIN_MINUTES": str(seconds / 60),
             "YOLONAS_TRAIN_EVERY": "0",
             "YOLONAS_IMAGE_SIZE": str(size),
+            "YOLONAS_ACQUISITION": strategy,
             "YOLONAS_RECONCILE_SECONDS": "5",
         }
-        if strategy not in ("default", "random"):
-            environment["YOLONAS_ACQUISITION"] = strategy
         client = stack.enter_context(LabelStudio(url, token))
         backend = f"http://127.0.0.1:{port}"
         server = start_backend(environment, folder / "backend.log")

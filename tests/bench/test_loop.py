@@ -168,7 +168,7 @@ def test_in_one_process(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "run",
-    [Run("bccd", "backend", "default", 0), Run("bccd", "direct", "mix", 0), Run("parts", "backend", "random", 0)],
+    [Run("bccd", "backend", "mix", 0), Run("bccd", "direct", "mix", 0), Run("parts", "backend", "random", 0)],
 )
 def test_a_run(shared: Path, tmp_path: Path, run: Run) -> None:
     path = tmp_path / "rows.csv"

@@ -132,6 +132,7 @@ def studio(project: ProjectRegistry, monkeypatch: pytest.MonkeyPatch) -> FakeStu
     monkeypatch.setenv("YOLONAS_LABEL_STUDIO_URL", URL)
     monkeypatch.setenv("YOLONAS_LABEL_STUDIO_TOKEN", TOKEN)
     monkeypatch.setenv("YOLONAS_STATE_DIR", str(project.path.parents[1]))
+    monkeypatch.setenv("YOLONAS_ACQUISITION", "mix")
     return studio
 
 

@@ -120,9 +120,7 @@ class JobRunner:
                 child.wait()
             ended = self.jobs.get(job.id)
             if ended is not None and ended.state == "running":
-                if ended.cancel:
-                    self.jobs.finish(job.id, "cancelled", "cancelled")
-                else:
+                if not (ended.cancel and end_as_known(self.jobs, self._registry, ended)):
                     self.jobs.requeue(job.id, "stopped with the server or worker; goes on", count=False)
 
     def _loop(self) -> None:
@@ -232,22 +230,19 @@ class JobRunner:
 
     def _settle(self, job: Job, code: int) -> None:
         """Give an end to a job whose process is gone without having written one."""
-        if finish_published(self.jobs, self._registry, job):
-            pass
-        elif job.cancel:
-            self.jobs.finish(job.id, "cancelled", "cancelled")
-        elif code in (STOPPED, -signal.SIGTERM):  # systemd tells every process of a service to end, not the server only
-            log.info("job %d was told to end; it goes on", job.id)
-            self.jobs.requeue(job.id, "told to end by SIGTERM; goes on", count=False)
-            return
-        elif code < 0:
-            name = signal.Signals(-code).name
-            hint = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
-            reason = f"the job's process was killed by {name}{hint}; {_again(job)}"
+        if not end_as_known(self.jobs, self._registry, job):
+            if code in (STOPPED, -signal.SIGTERM):  # systemd ends every process of a service, not the server only
+                log.info("job %d was told to end; it goes on", job.id)
+                self.jobs.requeue(job.id, "told to end by SIGTERM; goes on", count=False)
+                return
+            if code < 0:
+                name = signal.Signals(-code).name
+                hint = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
+                reason = f"the job's process was killed by {name}{hint}; {_again(job)}"
+            else:
+                where = self.jobs.folder(job.id) / "log.txt"
+                reason = f"the job's process ended with exit code {code}; see {where}"
             self.jobs.finish(job.id, "failed", reason)
-        else:
-            where = self.jobs.folder(job.id) / "log.txt"
-            self.jobs.finish(job.id, "failed", f"the job's process ended with exit code {code}; see {where}")
         self._report_end(job.id)
 
     def _report_end(self, job_id: int) -> None:
@@ -289,6 +284,15 @@ def finish_published(jobs: JobQueue, registry: Registry, job: Job) -> bool:
     return True
 
 
+def end_as_known(jobs: JobQueue, registry: Registry, job: Job) -> bool:
+    """End a running job whose process is gone, if it had published a version or was cancelled; returns whether."""
+    if finish_published(jobs, registry, job):
+        return True
+    if job.cancel:
+        jobs.finish(job.id, "cancelled", "cancelled")
+    return job.cancel
+
+
 def _again(job: Job) -> str:
     return f"its labels are learnt by the next training, or run it again: yolonas-labelstudio jobs retry {job.id}"
 
@@ -307,15 +311,11 @@ def go_on(jobs: JobQueue, registry: Registry, job: Job) -> Job | None:
         fresh = jobs.get(job.id)
         if fresh is None or fresh.state != "running":
             return fresh if fresh is not None and fresh.state in FINAL else None
-        if finish_published(jobs, registry, fresh):
-            pass
-        elif fresh.cancel:
-            jobs.finish(job.id, "cancelled", "cancelled")
-        elif fresh.restarts == 0:
-            log.warning("job %d was interrupted; it goes on", job.id)
-            jobs.requeue(job.id, "interrupted; goes on", count=True)
-            return None
-        else:
+        if not end_as_known(jobs, registry, fresh):
+            if fresh.restarts == 0:
+                log.warning("job %d was interrupted; it goes on", job.id)
+                jobs.requeue(job.id, "interrupted; goes on", count=True)
+                return None
             jobs.finish(job.id, "failed", f"interrupted twice; {_again(job)}")
         return jobs.get(job.id)
     finally:

@@ -308,6 +308,24 @@ def test_stopping_the_server_ends_the_process_and_the_job_goes_on_later(jobs: Jo
     wait(lambda: state(jobs, job_id) == "succeeded")
 
 
+def test_stopping_the_server_tells_a_cancelled_job_that_had_published_as_published(jobs: Jobs, start: Start) -> None:
+    project = versions(jobs).register("http://ls", "5.1795289898")
+    project.ensure_start("untrained-n", ["Car"])
+    weights = jobs.path.parent / "model.safetensors"
+    weights.write_bytes(b"weights")
+    job_id = jobs.enqueue(project.key, "x")
+    runner = start()
+    child_of(runner, job_id)
+    version = project.publish(weights, {"job": job_id})
+    runner._stopping.set()  # the thread sees nothing of the cancellation any more
+    runner._thread.join()
+    jobs.cancel(job_id)
+    runner.stop()
+    job = jobs.get(job_id)
+    assert job is not None
+    assert (job.state, job.version) == ("succeeded", version.name)
+
+
 def test_a_job_whose_server_was_killed_is_adopted_while_it_lives(jobs: Jobs, start: Start) -> None:
     job_id = jobs.enqueue("a", "x")
     dead = start()

@@ -90,9 +90,9 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [
         "# The loop",
         "",
-        f"A simulated annotator labels {last} images in rounds, the first by hand. n at 320 px, from random weights, "
-        f"{_listed(row.budget_s for row in rows)} s of training after each round. Means ± standard deviation over the "
-        f"seeds. {_listed(row.date for row in rows)}; commit {_listed(row.commit for row in rows)}; "
+        f"A simulated annotator labels {last} images in rounds, the first by hand, with a training after each. n at "
+        "320 px, from random weights. Means ± standard deviation over the seeds. "
+        f"{_listed(row.date for row in rows)}; commit {_listed(row.commit for row in rows)}; "
         f"{_listed(row.device for row in rows)}. `python tests/bench/loop.py` measured this.",
     ]
     for data in dict.fromkeys(row.run.data for row in rows):
@@ -111,9 +111,9 @@ def _work(rows: Sequence[Row]) -> list[str]:
         "Box edits: moved (same class, IoU under 0.7), relabelled, removed, added. By hand every box is added. "
         f"Goal: {GOAL:.0%} fewer edits, {FLOOR:.0%} at least.",
         "",
-        "| how | next images by | seeds | images | boxes by hand | edits | moved | relabelled | removed | added | "
-        "fewer edits | goal |",
-        "|" + " --- |" * 12,
+        "| how | training, s | next images by | seeds | images | boxes by hand | edits | moved | relabelled | "
+        "removed | added | fewer edits | goal |",
+        "|" + " --- |" * 13,
     ]
     for mode, strategy in _groups(rows):
         these = _of(rows, mode, strategy)
@@ -127,7 +127,8 @@ def _work(rows: Sequence[Row]) -> list[str]:
         saved = Spread.of([1 - _sum(these, run, "edits") / _sum(these, run, "boxes") for run in runs])
         goal = "reached" if saved.mean >= GOAL else "floor reached" if saved.mean >= FLOOR else "**missed**"
         images = max(row.labelled for row in these)
-        cells = [MODES[mode], strategy, len(runs), images, _whole(boxes), _whole(edits), *map(_whole, counts)]
+        budget = _listed(row.budget_s for row in these)
+        cells = [MODES[mode], budget, strategy, len(runs), images, _whole(boxes), _whole(edits), *map(_whole, counts)]
         lines.append(_line(*cells, _percent(saved), goal))
     return lines
 

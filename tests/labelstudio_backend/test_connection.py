@@ -206,3 +206,17 @@ def test_push_of_two_thousand_tasks(bench: Bench) -> None:
     print(f"2,000 tasks: {time.monotonic() - begun:.1f} s")
     assert (pushed.stored, pushed.left) == (2000, [])
     assert bench.client.model_versions(project) == {row["model_version"]: 2000}
+
+
+@pytest.mark.slow
+def test_a_batch_action_on_250_tasks(bench: Bench) -> None:
+    project = bench.client.create_project("Batch action", label_config(["bolt", "nut"]))["id"]
+    bench.client.import_tasks(project, [{"data": {"image": image(n)}} for n in range(250)])
+    connect_project(bench.client, project, bench.url, Credentials.of(bench.settings))
+    (row,) = bench.client.ml_backends(project)
+    tasks = [task["id"] for task in bench.client.iter_tasks(project)]
+    begun = time.monotonic()
+    bench.client.retrieve_predictions(project, tasks)
+    print(f"250 tasks: {time.monotonic() - begun:.1f} s")
+    assert sorted(prediction["task"] for prediction in bench.client.predictions(project)) == sorted(tasks)
+    assert bench.client.model_versions(project) == {row["model_version"]: 250}

@@ -35,8 +35,9 @@ FORGET_SECONDS = 3600.0  # annotations are read from scratch so often: deleted o
 class Seen:
     """What was last seen of a project; `when` in Unix seconds, None before the first answer.
 
-    error: why the last look failed; problems: what keeps the project from working as it should; next_tasks: unlabelled
-    tasks, the first to label first, each as Label Studio lists it; rounds: what people did, see `acceptance`.
+    error: why the last look failed; problems: what keeps the project from working as it should; next_tasks: those
+    neither labelled nor skipped, the first to label first, each as Label Studio lists it; rounds: what people did, see
+    `acceptance`.
     """
 
     when: float | None = None
@@ -115,7 +116,10 @@ class Overview:
         upcoming = client.iter_tasks(
             number,
             page_size=NEXT_TASKS,
-            filters=[{"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}],
+            filters=[
+                {"filter": f"filter:tasks:{count}", "operator": "equal", "type": "Number", "value": 0}
+                for count in ("total_annotations", "cancelled_annotations")  # the latter are skips
+            ],
             ordering=("tasks:predictions_score",),
         )
         project.seen = replace(

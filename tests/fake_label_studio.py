@@ -479,8 +479,8 @@ def _labelled(task: Json) -> bool:
 def _passes(task: Json, item: Json) -> bool:
     """A filter of the Data Manager, those that the backend uses."""
     name, operator, value = item["filter"].removeprefix("filter:tasks:"), item["operator"], item["value"]
-    if name == "total_annotations" and operator in ("greater", "equal"):
-        count = sum(not annotation["was_cancelled"] for annotation in task["annotations"])
+    if name in ("total_annotations", "cancelled_annotations") and operator in ("greater", "equal"):
+        count = _shown(task)[name]
         return count > value if operator == "greater" else count == value
     if (name, operator) == ("updated_at", "greater_or_equal"):
         return datetime.fromisoformat(task["updated_at"]) >= datetime.fromisoformat(value)

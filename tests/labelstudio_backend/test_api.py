@@ -180,6 +180,17 @@ def test_the_next_tasks_come_with_boxes_and_a_thumbnail(client: httpx.Client, se
     assert labelled.status_code == 404  # only of what is to be labelled next
 
 
+def test_skipped_tasks_are_not_to_be_labelled_next(client: httpx.Client, served: Backend) -> None:
+    with LabelStudio(served.studio.url, served.studio.token) as studio:
+        made = studio.create_annotation(served.tasks[7], [], was_cancelled=True)
+        served.forget_overview()
+        seen(client, served)
+        tasks = client.get(f"/api/projects/{served.key}/next").json()["tasks"]
+        studio.delete_annotation(made["id"])
+    served.forget_overview()
+    assert {task["id"] for task in tasks} == {*served.tasks[4:]} - {served.tasks[7]}
+
+
 def test_boxes_of_the_version_that_serves_are_shown_rather_than_later_ones_of_another(
     client: httpx.Client, served: Backend
 ) -> None:

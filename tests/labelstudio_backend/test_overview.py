@@ -41,7 +41,7 @@ def test_the_next_tasks_come_in_the_order_of_the_scores_of_the_version_that_serv
     client = label_studio.client
     number, project = known(label_studio, tmp_path)
     version = project.current().name
-    tasks = client.import_tasks(number, [{"image": PIXEL}] * 6)
+    tasks = client.import_tasks(number, [{"image": PIXEL}] * 7)
     boxes = [region("a", "RBC", (10, 10, 20, 20), 0.5)]
     made = [
         client.create_prediction(task, boxes, score, version)
@@ -50,14 +50,15 @@ def test_the_next_tasks_come_in_the_order_of_the_scores_of_the_version_that_serv
     client.create_prediction(tasks[0], boxes, 0.01, "another")  # of another version, and says nothing
     client.patch_project(number, model_version=version)
     client.create_annotation(tasks[3], made[3]["result"], lead_time=12.5, parent_prediction=made[3]["id"])
+    client.create_annotation(tasks[5], [], was_cancelled=True)
     with LabelStudio(label_studio.url, label_studio.token) as own:
         overview = Overview(Registry(tmp_path), own)
         seen = look(overview, project.key)
         assert seen.error is None
-        assert (seen.title, seen.tasks, seen.labelled, seen.sampling) == ("Overview", 6, 1, "Uncertainty sampling")
+        assert (seen.title, seen.tasks, seen.labelled, seen.sampling) == ("Overview", 7, 1, "Uncertainty sampling")
         scored = [task["id"] for task in seen.next_tasks if task["predictions"]]
         assert scored == [tasks[1], tasks[2], tasks[4], tasks[0]]
-        assert {task["id"] for task in seen.next_tasks} == {*tasks} - {tasks[3]}
+        assert {task["id"] for task in seen.next_tasks} == {*tasks} - {tasks[3], tasks[5]}  # labelled, and skipped
         assert seen.rounds is not None
         (work,) = seen.rounds
         assert (work.name, work.tasks, work.edits.kept, work.edits.total, work.seconds) == (version, 1, 1, 0, 12.5)

@@ -36,7 +36,7 @@ from labelstudio_backend.redaction import redact
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
-from labelstudio_backend.thumbnails import Thumbnails
+from labelstudio_backend.thumbnails import Thumbnails, shown_control
 from labelstudio_backend.version import RECORD, RegistryError, Version
 from labelstudio_backend.views import (
     first_to_label,
@@ -254,11 +254,12 @@ class Api:
         """The tasks to label next, the first to label first."""
         project, seen = self._find(key), self._overview.get(key)
         version = self._current(project)
-        name = "" if version is None else version.name
+        name, control = "" if version is None else version.name, shown_control(project.label_config)
+        tasks = [task_view(task, name, key, seen, control) for task in seen.next_tasks]
         return {
             "seen": {"when": seen.when, "error": seen.error},
             "sampling": seen.sampling,
-            "tasks": sorted((task_view(task, name, key, seen) for task in seen.next_tasks), key=first_to_label),
+            "tasks": sorted(tasks, key=first_to_label),
         }
 
     def _thumbnail(self, key: str, task: int) -> Response:

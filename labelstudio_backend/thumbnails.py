@@ -10,9 +10,19 @@ from labelstudio_backend.media import MediaCache
 from labelstudio_backend.overview import Overview
 from labelstudio_backend.registry import Registry
 from yolonas.errors import YolonasError
+from yolonas.labelstudio import Control
 
 THUMBNAIL_SIDE = 360  # px of the longer side
 THUMBNAILS_KEPT = 200  # some 15 kB each
+
+
+def shown_control(label_config: str | None) -> Control | None:
+    """The control on whose image a task is shown: of several the first; None where no image is predicted."""
+    try:
+        controls = served_controls(label_config)
+    except YolonasError:  # which the page says beside the labels
+        return None
+    return next((control for control in controls if control.media == "image"), None)
 
 
 class Thumbnails:
@@ -39,8 +49,7 @@ class Thumbnails:
 
         project = self._registry.project(key)
         task = next((task for task in self._overview.get(key).next_tasks if task.get("id") == task_id), None)
-        controls = served_controls(project.label_config)
-        control = next((control for control in controls if control.media == "image"), None)
+        control = shown_control(project.label_config)
         value = control.task_value(task.get("data") or {}) if task is not None and control is not None else None
         if value is None:
             return None

@@ -16,6 +16,7 @@ from labelstudio_backend.overview import Seen
 from labelstudio_backend.redaction import redact
 from labelstudio_backend.version import Version
 from yolonas.errors import YolonasError
+from yolonas.labelstudio import Control
 
 LOG_BYTES = 16_384
 
@@ -104,24 +105,29 @@ def _readable(line: str) -> str:
         return line
 
 
-def task_view(task: Mapping[str, Any], version: str, key: str, seen: Seen) -> dict[str, Any]:
-    """A task with the boxes of its newest prediction, of the version that serves where there is one."""
+def task_view(task: Mapping[str, Any], version: str, key: str, seen: Seen, control: Control | None) -> dict[str, Any]:
+    """A task with its newest prediction, of the version that serves where there is one.
+
+    control: on whose image the task is shown (`shown_control`), with the boxes on that one. The counts are those of all
+    its regions: boxes on the other images, tracks of a video.
+    """
     predictions = [p for p in task.get("predictions") or () if isinstance(p, Mapping)]
     predictions.sort(key=lambda p: (p.get("model_version") == version, p.get("id") or 0))
     prediction = predictions[-1] if predictions else None
     regions = [r for r in (prediction or {}).get("result") or () if isinstance(r, Mapping)]
-    image = regions[0].get("to_name") if regions else None
-    boxes = [box for region in regions if region.get("to_name") == image and (box := _box(region)) is not None]
+    shown = [r for r in regions if control is not None and r.get("to_name") == control.to_name]
+    labels = [label for region in regions if (label := _label(region)) is not None]
     return {
         "id": task["id"],
         "url": f"{seen.url}?task={task['id']}" if seen.url else None,
-        "thumbnail": f"api/projects/{key}/thumbnails/{task['id']}",
+        "thumbnail": f"api/projects/{key}/thumbnails/{task['id']}" if control is not None else None,
         "predicted": prediction is not None,
         "version": None if prediction is None else prediction.get("model_version"),
         "score": None if prediction is None else prediction.get("score"),
-        "size": _size(regions[0]) if regions else None,
-        "boxes": boxes,
-        "counts": dict(Counter(box["label"] for box in boxes).most_common()),
+        "size": _size(shown[0]) if shown else None,
+        "boxes": [box for region in shown if (box := _box(region)) is not None],
+        "counts": dict(Counter(labels).most_common()),
+        "tracks": sum(region.get("type") == "videorectangle" for region in regions),
     }
 
 
@@ -136,11 +142,17 @@ def _size(region: Mapping[str, Any]) -> tuple[float, float] | None:
     return sides if all(isinstance(side, int | float) and side > 0 for side in sides) else None  # type: ignore[return-value]
 
 
-def _box(region: Mapping[str, Any]) -> dict[str, Any] | None:
+def _label(region: Mapping[str, Any]) -> str | None:
+    """The label of a box, or of a track."""
     value = region.get("value") or {}
-    labels = value.get("rectanglelabels")
+    labels = value.get("rectanglelabels") or value.get("labels")
+    return str(labels[0]) if isinstance(labels, list) and labels else None
+
+
+def _box(region: Mapping[str, Any]) -> dict[str, Any] | None:
+    value, label = region.get("value") or {}, _label(region)
     sides = [value.get(name) for name in ("x", "y", "width", "height")]
-    if not isinstance(labels, list) or not labels or not all(isinstance(side, int | float) for side in sides):
+    if label is None or not all(isinstance(side, int | float) for side in sides):
         return None
     x, y, width, height = sides
     rotation = value.get("rotation") or 0
@@ -150,7 +162,7 @@ def _box(region: Mapping[str, Any]) -> dict[str, Any] | None:
         "width": width,
         "height": height,
         "rotation": rotation,
-        "label": str(labels[0]),
+        "label": label,
         "score": region.get("score"),
     }
 

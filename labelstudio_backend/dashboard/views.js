@@ -14,6 +14,7 @@ const arrows = (text) => text?.replaceAll("->", "→"); // which no line breaks 
 const unknown = (state, error, pending) => h("p", { class: "soft" },
   !state.overview.server.label_studio ? "Not known without Label Studio's address." : error ? "Not known while Label Studio does not answer." : pending);
 const reasonOf = (trigger) => (trigger === "START_TRAINING" ? "Train button in Label Studio" : trigger.charAt(0).toUpperCase() + trigger.slice(1));
+const listed = (items) => items.map((item, index) => [index > 0 && ", ", item]);
 const titleOf = (project) => project.title || `Project ${project.id}`;
 const linkTo = (project) => `#/projects/${encodeURIComponent(project.key)}`;
 const time = (unix) => h("time", { datetime: new Date(unix * 1000).toISOString(), title: date(unix) }, ago(unix));
@@ -313,8 +314,8 @@ function upcoming(state, project) {
 }
 
 function shot(task, names) {
-  const counts = Object.entries(task.counts);
-  const text = !task.predicted ? "not predicted yet" : counts.length ? counts.map(([label, count]) => `${count} × ${label}`).join(", ") : "nothing found";
+  const counts = Object.entries(task.counts).map(([label, count]) => [`${whole(count)} × `, h("bdi", null, label)]);
+  const found = [task.tracks > 0 && `${plural(task.tracks, "track")}: `, counts.length ? listed(counts) : "nothing found"];
   const [width, height] = task.size ?? [4, 3];
   const boxes = task.boxes.map(({ x, y, width: w, height: h, rotation, label }) => {
     const [left, top] = [(x * width) / 100, (y * height) / 100];
@@ -323,8 +324,9 @@ function shot(task, names) {
   });
   const image = svg("image", { href: task.thumbnail, width, height });
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, image, boxes);
-  const caption = [h("span", { class: "line" }, h("b", null, `Task ${task.id}`), h("span", { class: "soft" }, task.score === null ? "" : `score ${decimal(task.score, 2)}`)), h("span", { class: "soft found" }, text)];
-  const inside = [h("span", { class: "shot" }, picture), caption];
+  const tile = task.thumbnail ? h("span", { class: "shot" }, picture) : h("span", { class: "shot none" });
+  const caption = [h("span", { class: "line" }, h("b", null, `Task ${task.id}`), h("span", { class: "soft" }, task.score === null ? "" : `score ${decimal(task.score, 2)}`)), h("span", { class: "soft found" }, task.predicted ? found : "not predicted yet")];
+  const inside = [tile, caption];
   return h("li", { "data-key": `task-${task.id}` }, task.url ? h("a", { href: task.url, target: "_blank", rel: "noreferrer" }, inside, h("span", { class: "unseen" }, " (opens in Label Studio, new tab)")) : inside);
 }
 
@@ -335,7 +337,7 @@ function labels(project) {
   const rows = controls.flatMap((control) => control.labels.map(({ label, classes, advice }) => h("tr", null,
     h("th", { scope: "row" }, h("bdi", null, label)),
     controls.length > 1 && h("td", null, control.name),
-    h("td", { class: "long" }, classes === null || classes === undefined ? "not known yet" : classes.length ? [badge("good", "✓", "predicted"), ` from ${classes.join(", ")}`] : [badge("bad", "!", "not predicted"), " ", advice]))));
+    h("td", { class: "long" }, classes === null || classes === undefined ? "not known yet" : classes.length ? [badge("good", "✓", "predicted"), " from ", listed(classes.map((name) => h("bdi", null, name)))] : [badge("bad", "!", "not predicted"), " ", advice]))));
   const head = [["Label"], ...(controls.length > 1 ? [["Control"]] : []), ["Comes from"]];
   return section("labels", "Labels", problem && h("p", { class: "soft" }, problem), rows.length > 0 && table("Which class of the model becomes which label", head, rows));
 }

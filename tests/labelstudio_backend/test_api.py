@@ -12,13 +12,14 @@ import httpx
 import numpy as np
 import pytest
 
-from dashboard_state import LABELS, NASTY, TITLE, Backend, backend
+from dashboard_state import LABELS, NASTY, TITLE, Backend, backend, region
 from labelstudio_backend import page as page_module
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.job_queue import QueueError
+from labelstudio_backend.overview import Seen
 from labelstudio_backend.registry import ProjectRegistry
-from labelstudio_backend.thumbnails import THUMBNAIL_SIDE
-from labelstudio_backend.views import LOG_BYTES
+from labelstudio_backend.thumbnails import THUMBNAIL_SIDE, shown_control
+from labelstudio_backend.views import LOG_BYTES, task_view
 from real_label_studio import wait
 
 
@@ -178,6 +179,38 @@ def test_the_next_tasks_come_with_boxes_and_a_thumbnail(client: httpx.Client, se
     assert image.shape == (THUMBNAIL_SIDE * 3 // 4, THUMBNAIL_SIDE, 3)
     labelled = client.get(f"/api/projects/{served.key}/thumbnails/{served.tasks[0]}")
     assert labelled.status_code == 404  # only of what is to be labelled next
+
+
+CAR = """<Label value="car"/>"""
+TWO_IMAGES = f"""<View><Image name="left" value="$left"/><RectangleLabels name="a" toName="left">{CAR}</RectangleLabels>
+<Image name="right" value="$right"/><RectangleLabels name="b" toName="right">{CAR}</RectangleLabels></View>"""
+A_VIDEO = f"""<View><Video name="video" value="$video"/><VideoRectangle name="box" toName="video"/>
+<Labels name="label" toName="video">{CAR}</Labels></View>"""
+
+
+def shown(config: str, result: list[dict[str, Any]]) -> dict[str, Any]:
+    """A task of a project with this label config, as the page gets it."""
+    task = {"id": 7, "predictions": [{"id": 1, "model_version": "v1", "score": 0.5, "result": result}]}
+    return task_view(task, "v1", "KEY", Seen(), shown_control(config))
+
+
+def test_of_several_images_the_first_is_shown_with_its_own_boxes() -> None:
+    right = {**region("b", "car", (1, 2, 3, 4)), "to_name": "right", "original_width": 100}
+    task = shown(TWO_IMAGES, [right])
+    assert (task["boxes"], task["size"], task["counts"]) == ([], None, {"car": 1})
+    left = {**region("a", "car", (5, 6, 7, 8)), "to_name": "left"}
+    task = shown(TWO_IMAGES, [right, left])
+    assert [box["x"] for box in task["boxes"]] == [5]
+    assert (task["size"], task["counts"]) == ((640, 480), {"car": 2})
+
+
+def test_of_a_video_the_tracks_are_counted() -> None:
+    track = {"type": "videorectangle", "to_name": "video", "value": {"sequence": [], "labels": ["car"]}}
+    task = shown(A_VIDEO, [track, track])
+    assert (task["tracks"], task["counts"], task["boxes"]) == (2, {"car": 2}, [])
+    assert task["thumbnail"] is None
+    assert shown(A_VIDEO, [])["tracks"] == 0
+    assert shown("<View", [track])["thumbnail"] is None, "the page tells what is wrong with the label config"
 
 
 def test_skipped_tasks_are_not_to_be_labelled_next(client: httpx.Client, served: Backend) -> None:

@@ -11,7 +11,7 @@ const IDLE = 10000;
 const LONGEST = 30000; // between tries while the backend does not answer
 
 const $ = (id) => document.getElementById(id);
-const state = { overview: null, project: null, versions: null, next: null, job: null, open: new Set(), busy: null, problem: null, missing: null, width: 0 };
+const state = { overview: null, project: null, versions: null, next: null, job: null, open: new Set(), gone: new Set(), busy: null, problem: null, missing: null, width: 0 };
 let failures = 0;
 let timer = 0;
 let asking = null;
@@ -184,6 +184,7 @@ $("dialog-no").addEventListener("click", () => $("dialog").close("no"));
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : tick()));
 addEventListener("hashchange", () => {
   state.project = state.versions = state.next = state.job = state.problem = null;
+  state.gone.clear();
   render();
   scrollTo(0, 0);
   $("main").focus({ preventScroll: true });
@@ -195,5 +196,9 @@ addEventListener("resize", () => {
   resizing = requestAnimationFrame(() => state.width !== contentWidth() && render());
 });
 // An image that cannot be had is said so, and not shown as a broken one.
-document.addEventListener("error", (event) => event.target.matches?.(".shot image") && event.target.closest(".shot").classList.add("gone"), true);
+document.addEventListener("error", ({ target }) => {
+  if (!target.matches?.(".shot image")) return;
+  state.gone.add(target.getAttribute("href"));
+  render();
+}, true);
 tick();

@@ -310,10 +310,10 @@ function upcoming(state, project) {
   return section("next", "To label next",
     h("p", { class: "soft" }, sampled ? "By their scores, lowest first (YOLONAS_ACQUISITION). Label Studio serves them in this order." : "By their scores, lowest first (YOLONAS_ACQUISITION). Label Studio serves tasks in another order, as this project's sampling is not “Uncertainty sampling”."),
     names.length > 0 && h("ul", { class: "legend swatches", role: "list" }, names.map((name, index) => h("li", null, svg("svg", { class: "key", viewBox: "0 0 16 12", width: 16, height: 12, "aria-hidden": "true" }, svg("rect", { class: "box under", x: 2, y: 2, width: 12, height: 8 }), svg("rect", { class: `box b${index % 6}`, x: 2, y: 2, width: 12, height: 8 })), h("bdi", null, name)))),
-    h("ul", { class: "shots", role: "list" }, next.tasks.map((task) => shot(task, names))));
+    h("ul", { class: "shots", role: "list" }, next.tasks.map((task) => shot(state, task, names))));
 }
 
-function shot(task, names) {
+function shot(state, task, names) {
   const counts = Object.entries(task.counts).map(([label, count]) => [`${whole(count)} × `, h("bdi", null, label)]);
   const found = [task.tracks > 0 && `${plural(task.tracks, "track")}: `, counts.length ? listed(counts) : "nothing found"];
   const [width, height] = task.size ?? [4, 3];
@@ -324,7 +324,7 @@ function shot(task, names) {
   });
   const image = svg("image", { href: task.thumbnail, width, height });
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, image, boxes);
-  const tile = task.thumbnail ? h("span", { class: "shot" }, picture) : h("span", { class: "shot none" });
+  const tile = task.thumbnail ? h("span", { class: state.gone.has(task.thumbnail) ? "shot gone" : "shot" }, picture) : h("span", { class: "shot none" });
   const caption = [h("span", { class: "line" }, h("b", null, `Task ${task.id}`), h("span", { class: "soft" }, task.score === null ? "" : `score ${decimal(task.score, 2)}`)), h("span", { class: "soft found" }, task.predicted ? found : "not predicted yet")];
   const inside = [tile, caption];
   return h("li", { "data-key": `task-${task.id}` }, task.url ? h("a", { href: task.url, target: "_blank", rel: "noreferrer" }, inside, h("span", { class: "unseen" }, " (opens in Label Studio, new tab)")) : inside);

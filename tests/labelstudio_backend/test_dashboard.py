@@ -123,6 +123,33 @@ def test_a_project_is_shown_with_its_versions_jobs_labels_and_next_tasks(watched
     assert page.locator(".shot.gone").count() == 0
 
 
+def test_a_picture_that_cannot_be_had_is_said_until_another_page_is_opened(watched: Watched, served: Backend) -> None:
+    page = watched.page
+    upcoming = page.request.get(f"{served.url}/api/projects/{served.key}/next").json()
+    upcoming["tasks"][1] |= {"thumbnail": None, "boxes": [], "tracks": 2, "counts": {"RBC": 2}}
+    page.route("**/next", lambda route: route.fulfill(json=upcoming))
+    page.route(f"**/thumbnails/{served.tasks[-2]}", lambda route: route.abort())
+    page.reload()
+    shots = page.locator(".shots li")
+    gone = page.locator(".shot.gone")
+    gone.wait_for()
+    for _ in range(2):
+        with page.expect_response("**/next"):
+            refresh(page)
+        page.evaluate("new Promise(requestAnimationFrame)")
+        assert gone.count() == 1
+    assert shots.first.locator(".gone").count() == 1
+    assert shots.nth(1).locator(".shot.none").count() == 1
+    assert shots.nth(1).locator(".found").inner_text() == "2 tracks: 2 × RBC"  # noqa: RUF001
+    page.unroute_all()
+    page.get_by_role("link", name="yolonas").click()
+    page.get_by_role("heading", name="Projects", level=1).wait_for()
+    with page.expect_response(f"**/thumbnails/{served.tasks[-2]}"):
+        page.go_back()
+    assert gone.count() == 0
+    watched.complaints.clear()  # the browser tells of the picture by itself
+
+
 def test_texts_of_others_are_text(watched: Watched) -> None:
     page = watched.page
     page.get_by_role("button", name="Details of v4").click()

@@ -9,9 +9,10 @@ const QUICK = 1000; // ms: Label Studio was not asked yet
 const RUNNING = 2000; // a training runs
 const IDLE = 10000;
 const LONGEST = 30000; // between tries while the backend does not answer
+const PATIENCE = 20000; // with one round of questions
 
 const $ = (id) => document.getElementById(id);
-const state = { overview: null, project: null, versions: null, next: null, job: null, open: new Set(), gone: new Set(), busy: null, problem: null, missing: null, width: 0 };
+const state = { overview: null, project: null, versions: null, next: null, job: null, open: new Set(), gone: new Set(), busy: null, problem: null, missing: null, failure: null, width: 0 };
 let failures = 0;
 let timer = 0;
 let asking = null;
@@ -19,9 +20,17 @@ const told = new Map();
 
 function route() {
   const [, kind, id] = /^#\/(projects|jobs)\/([^/]+)$/.exec(location.hash) ?? [];
-  if (kind) return { kind, id: decodeURIComponent(id) };
+  if (kind) return { kind, id: decoded(id) };
   const only = state.overview?.projects.length === 1 && location.hash === "";
   return only ? { kind: "projects", id: state.overview.projects[0].key } : { kind: "overview" };
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // written by hand, and the name of nothing
+  }
 }
 
 function contentWidth() {
@@ -31,17 +40,20 @@ function contentWidth() {
 }
 
 async function get(path) {
-  const signal = AbortSignal.any([asking.signal, AbortSignal.timeout(15000)]);
-  const answer = await fetch(`api/${path}`, { headers: { Accept: "application/json" }, cache: "no-store", signal });
-  if (answer.status === 404) throw Object.assign(new Error((await answer.json()).error), { missing: true });
-  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+  const answer = await fetch(`api/${path}`, { headers: { Accept: "application/json" }, cache: "no-store", signal: asking.signal });
+  if (!answer.ok) throw await refusal(answer);
   return answer.json();
+}
+
+/** What an answer says that is no success, this backend's or a proxy's: an error with the answer's `status`. */
+async function refusal(answer) {
+  const said = await answer.json().catch(() => null);
+  return Object.assign(new Error(said?.error ?? said?.detail ?? answer.statusText), { status: answer.status });
 }
 
 async function load() {
   state.overview = await get("projects");
   const { kind, id } = route();
-  state.missing = null;
   try {
     if (kind === "projects") {
       const key = encodeURIComponent(id);
@@ -49,8 +61,9 @@ async function load() {
         get(`projects/${key}`), get(`projects/${key}/versions`), get(`projects/${key}/next`),
       ]);
     } else if (kind === "jobs") state.job = await get(`jobs/${encodeURIComponent(id)}`);
+    state.missing = null;
   } catch (error) {
-    if (!error.missing) throw error;
+    if (error.status !== 404 && error.status !== 400) throw error;
     state.missing = error.message;
   }
 }
@@ -59,14 +72,17 @@ async function tick() {
   clearTimeout(timer);
   asking?.abort();
   const mine = (asking = new AbortController());
+  const patience = setTimeout(() => mine.abort(), PATIENCE);
+  let failure = null;
   try {
     await load();
-    failures = 0;
   } catch (error) {
-    if (mine.signal.aborted) return;
-    failures += 1;
+    failure = error;
   }
-  if (mine.signal.aborted) return;
+  clearTimeout(patience);
+  if (mine !== asking) return; // asked anew meanwhile
+  state.failure = failure;
+  failures = failure ? failures + 1 : 0;
   render();
   tell();
   if (!document.hidden) timer = setTimeout(tick, pause());
@@ -82,7 +98,7 @@ function pause() {
 function render() {
   state.width = contentWidth();
   const { kind, id } = route();
-  const connection = connectionLine(state, failures);
+  const connection = connectionLine(state);
   patch($("connection"), h("p", { id: "connection", class: `connection ${connection.tone}` }, h("span", { class: "dot", "aria-hidden": "true" }), connection.text));
   if (!state.overview) return;
   patch($("nav"), h("nav", { id: "nav", "aria-label": "Projects" }, navigation(state, kind, id)));
@@ -154,12 +170,11 @@ async function act(name, data) {
   try {
     const headers = { "Content-Type": "application/json", Accept: "application/json" };
     const answer = await fetch(`api/${path}`, { method: "POST", headers, body: JSON.stringify(body), signal: AbortSignal.timeout(30000) });
-    const said = await answer.json().catch(() => ({}));
-    if (!answer.ok) throw new Error(said.error ?? said.detail ?? `${answer.status} ${answer.statusText}`);
+    if (!answer.ok) throw await refusal(answer);
     state.problem = null;
     $("live").textContent = done;
   } catch (error) {
-    state.problem = `That did not work: ${error.message}`;
+    state.problem = `That did not work: ${error.message || error.status}`;
   }
   state.busy = null;
   await tick();
@@ -183,7 +198,7 @@ $("dialog-yes").addEventListener("click", () => $("dialog").close("yes"));
 $("dialog-no").addEventListener("click", () => $("dialog").close("no"));
 document.addEventListener("visibilitychange", () => (document.hidden ? clearTimeout(timer) : tick()));
 addEventListener("hashchange", () => {
-  state.project = state.versions = state.next = state.job = state.problem = null;
+  state.project = state.versions = state.next = state.job = state.problem = state.missing = null;
   state.gone.clear();
   render();
   scrollTo(0, 0);

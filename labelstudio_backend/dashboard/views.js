@@ -34,8 +34,12 @@ const table = (caption, head, rows) =>
     h("tbody", null, rows)));
 const number = (text, tone) => h("td", { class: tone ? `number ${tone}` : "number" }, text);
 
-export function connectionLine(state, failures) {
-  if (failures) return { tone: "bad", text: "The backend does not answer; trying again" };
+export function connectionLine(state) {
+  if (state.failure) {
+    const { status, message } = state.failure;
+    const said = status ? `answers ${[status, message].filter(Boolean).join(": ")}` : "does not answer";
+    return { tone: "bad", text: `The backend ${said}; trying again` };
+  }
   if (!state.overview) return { tone: "waiting", text: "Connecting" };
   const { server, projects } = state.overview;
   if (!server.label_studio) return { tone: "bad", text: "Label Studio's address is not set" };

@@ -51,6 +51,7 @@ class Watched:
 def watched(served: Backend, chromium: BrowserContext) -> Iterator[Watched]:
     """The project's page, with everything on it that comes from Label Studio."""
     page = chromium.new_page()
+    page.add_init_script("delete AbortSignal.any")  # which browsers of 2023 lack
     watched = Watched(page)
     page.goto(served.url)
     page.get_by_role("heading", name="To label next").wait_for()
@@ -274,6 +275,36 @@ def test_a_backend_that_is_away_is_said_and_found_again(watched: Watched) -> Non
     assert page.get_by_role("heading", level=1).inner_text() == TITLE  # what was known stays
     page.unroute("**/api/**")
     page.get_by_text("Label Studio answers").wait_for()
+    watched.complaints.clear()
+
+
+def test_what_the_backend_or_a_proxy_answers_is_said(watched: Watched) -> None:
+    page = watched.page
+    page.route("**/api/projects", lambda route: route.fulfill(status=503, json={"error": "the disk is full"}))
+    refresh(page)
+    page.get_by_text("The backend answers 503: the disk is full; trying again").wait_for()
+    page.unroute_all()
+    page.route("**/api/projects", lambda route: route.fulfill(status=502, body="<html>"))
+    refresh(page)
+    page.get_by_text("The backend answers 502: Bad Gateway; trying again").wait_for()
+    page.unroute_all()
+    page.get_by_text("Label Studio answers").wait_for()
+    watched.complaints.clear()
+
+
+def test_what_is_not_found_does_not_hide_other_pages(watched: Watched, served: Backend) -> None:
+    page = watched.page
+    for address in ("jobs/999", "jobs/x", "projects/%", "projects/9-000000"):
+        page.goto(f"{served.url}/#/")
+        page.get_by_role("heading", name="Projects", level=1).wait_for()
+        page.goto(f"{served.url}/#/{address}")
+        page.get_by_role("heading", name="Not found").wait_for()
+    page.route("**/api/**", lambda route: route.abort())
+    page.goto(f"{served.url}/#/projects/{served.key}")
+    page.get_by_text("Loading …").wait_for()
+    assert page.get_by_role("heading", name="Not found").count() == 0
+    page.unroute_all()
+    page.get_by_role("heading", name=TITLE, level=1).wait_for()
     watched.complaints.clear()
 
 

@@ -12,7 +12,7 @@ const LONGEST = 30000; // between tries while the backend does not answer
 const PATIENCE = 20000; // with one round of questions
 
 const $ = (id) => document.getElementById(id);
-const state = { overview: null, project: null, versions: null, next: null, job: null, open: new Set(), gone: new Set(), busy: null, problem: null, missing: null, failure: null, width: 0 };
+const state = { overview: null, project: null, versions: null, next: null, job: null, ended: [], open: new Set(), gone: new Set(), busy: null, problem: null, missing: null, failure: null, width: 0 };
 let failures = 0;
 let timer = 0;
 let asking = null;
@@ -52,7 +52,10 @@ async function refusal(answer) {
 }
 
 async function load() {
-  state.overview = await get("projects");
+  const overview = await get("projects");
+  const gone = (state.overview?.jobs ?? []).filter(({ id }) => !overview.jobs.some((job) => job.id === id));
+  state.ended = (await Promise.all(gone.map(({ id }) => get(`jobs/${id}`).catch(() => null)))).filter(Boolean);
+  state.overview = overview;
   const { kind, id } = route();
   try {
     if (kind === "projects") {
@@ -81,10 +84,11 @@ async function tick() {
   }
   clearTimeout(patience);
   if (mine !== asking) return; // asked anew meanwhile
+  const turned = Boolean(failure) !== Boolean(state.failure);
   state.failure = failure;
   failures = failure ? failures + 1 : 0;
   render();
-  tell();
+  tell(turned ? [failure ? connectionLine(state).text : "The backend answers again"] : []);
   if (!document.hidden) timer = setTimeout(tick, pause());
 }
 
@@ -104,9 +108,16 @@ function render() {
   patch($("nav"), h("nav", { id: "nav", "aria-label": "Projects" }, navigation(state, kind, id)));
   const pages = { overview: overviewPage, projects: projectPage, jobs: jobPage };
   const page = pages[kind](state);
+  const focused = document.activeElement;
   patch($("main"), h("main", { id: "main", tabindex: "-1" }, state.problem && alert(state.problem), page.content));
+  if (!focused?.isConnected) focusContent();
   const title = `${page.title} · yolonas`;
   if (document.title !== title) document.title = title;
+}
+
+/** Where the focused element is gone, people go on from the content and not from the top of the page. */
+function focusContent() {
+  if (document.activeElement === document.body) $("main").focus({ preventScroll: true });
 }
 
 function alert(text) {
@@ -114,10 +125,9 @@ function alert(text) {
   return h("div", { class: "notice", role: "alert", "data-key": "alert" }, h("p", null, text), close);
 }
 
-/** Tell screen readers what happened to jobs since the last time, in words and not at each poll. */
-function tell() {
-  const jobs = [...(state.overview?.jobs ?? []), ...(state.project?.jobs ?? [])];
-  const news = [];
+/** Tell screen readers the news, and what happened to jobs since the last time, in words and not at each poll. */
+function tell(news) {
+  const jobs = [...(state.overview?.jobs ?? []), ...(state.project?.jobs ?? []), ...state.ended];
   for (const job of jobs) {
     const quarter = job.state === "running" ? Math.floor(job.progress * 4) * 25 : null;
     const line = job.state === "running" ? `Training ${job.id} is running, ${quarter} percent done` : `Training ${job.id} ${job.state}`;
@@ -159,7 +169,10 @@ function confirmed([title, text, yes]) {
   $("dialog-yes").textContent = yes;
   dialog.returnValue = "";
   dialog.showModal();
-  return new Promise((resolve) => dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true }));
+  return new Promise((resolve) => dialog.addEventListener("close", () => {
+    focusContent(); // its button may have gone meanwhile
+    resolve(dialog.returnValue === "yes");
+  }, { once: true }));
 }
 
 async function act(name, data) {
@@ -191,7 +204,6 @@ document.addEventListener("click", (event) => {
   } else if (action === "dismiss") {
     state.problem = null;
     render();
-    $("main").focus();
   } else act(action, button.dataset);
 });
 $("dialog-yes").addEventListener("click", () => $("dialog").close("yes"));

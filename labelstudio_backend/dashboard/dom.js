@@ -34,6 +34,10 @@ export function patch(from, to) {
   for (const { name, value } of to.attributes) {
     if (from.getAttribute(name) !== value) from.setAttribute(name, value);
   }
+  const wantedKeys = new Set([...to.children].map((child) => child.dataset.key));
+  for (const child of [...from.children]) {
+    if (child.dataset.key && !wantedKeys.has(child.dataset.key)) child.remove(); // moving those after it would take their focus
+  }
   const keyed = new Map([...from.children].filter((child) => child.dataset.key).map((child) => [child.dataset.key, child]));
   let place = from.firstChild;
   for (const wanted of [...to.childNodes]) {

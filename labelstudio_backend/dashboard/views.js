@@ -80,7 +80,7 @@ export function overviewPage(state) {
 
 function queueList(state, jobs) {
   if (!jobs.length) return h("p", { class: "soft" }, "No training runs or waits.");
-  return jobs.map((job) => jobCard(state, job, true));
+  return jobs.map((job) => jobCard(state, job, { named: true }));
 }
 
 // -- one project -------------------------------------------------------------------------------------------------------
@@ -151,10 +151,10 @@ function training(state, project) {
     ? h("p", { class: "soft" }, `No training runs. ${every} `)
     : h("p", { class: "soft" }, "This backend cannot train: it was started without Label Studio's address and token.");
   const go = server.can_train && !active.length && h("p", null, button(state, "Train now", "train", { key: project.key }));
-  return section("training", "Training", active.length ? active.map((job) => jobCard(state, job, false)) : [idle, go], ended.length > 0 && endedJobs(state, ended));
+  return section("training", "Training", active.length ? active.map((job) => jobCard(state, job)) : [idle, go], ended.length > 0 && endedJobs(state, ended));
 }
 
-function jobCard(state, job, named) {
+function jobCard(state, job, { named = false, heading = "h3" } = {}) {
   const running = job.state === "running";
   const facts = [
     job.epoch && `epoch ${job.epoch}`,
@@ -165,7 +165,7 @@ function jobCard(state, job, named) {
   const project = named && state.overview.projects.find(({ key }) => key === job.project);
   return h("article", { class: "job", "data-key": `job-${job.id}`, "aria-labelledby": `job-${job.id}-h` },
     h("div", { class: "headline" },
-      h("h3", { id: `job-${job.id}-h` }, h("a", { href: `#/jobs/${job.id}` }, `Training ${job.id}`), " ", badge(...OUTCOMES[job.state], job.cancelling ? "being cancelled" : running ? "running" : "waiting")),
+      h(heading, { id: `job-${job.id}-h` }, h("a", { href: `#/jobs/${job.id}` }, `Training ${job.id}`), " ", badge(...OUTCOMES[job.state], job.cancelling ? "being cancelled" : running ? "running" : "waiting")),
       !job.cancelling && button(state, "Cancel", "cancel", { id: job.id }, `Cancel training ${job.id}`)),
     h("p", { class: "soft" }, project && [h("a", { href: linkTo(project) }, titleOf(project)), " · "], reasonOf(job.trigger)),
     running && [
@@ -187,7 +187,7 @@ function curves(state, job) {
     const values = points.map((point) => point[field] ?? null);
     const known = values.filter((value) => value !== null);
     const text = `${name} over ${plural(job.curve.length, "epoch")}: from ${decimal(known[0])} to ${decimal(known.at(-1))}`;
-    return h("div", null, h("h4", null, name, h("span", { class: "soft" }, " by epoch")),
+    return h("div", null, h("p", { class: "name" }, name, h("span", { class: "soft" }, " by epoch")),
       lineChart({ name: text, labels: epochs, series: [{ name, values }], format: axis, width: Math.floor(half), tiny: true, dots: points.length < 25 }));
   });
   return h("div", { class: "curves" }, charts);
@@ -370,7 +370,7 @@ export function jobPage(state) {
     title: `Training ${job.id}`,
     content: [
       h("div", { class: "headline" }, h("h1", null, `Training ${job.id}`), !active && badge(kind, mark, job.state)),
-      active ? jobCard(state, job, false) : h("p", { class: "reading" }, arrows(job.reason)),
+      active ? jobCard(state, job, { heading: "h2" }) : h("p", { class: "reading" }, arrows(job.reason)),
       h("dl", { class: "details" }, facts.map(([term, value]) => h("div", null, h("dt", null, term), h("dd", null, value)))),
       !active && curves(state, job),
       section("log", "Log", job.log.length ? h("pre", { tabindex: "0", role: "region", "aria-label": "The end of the log" }, job.log.join("\n")) : h("p", { class: "soft" }, "Nothing is written yet.")),

@@ -219,6 +219,7 @@ def test_cancelling_is_asked_back_and_works_by_keyboard(watched: Watched, served
         page.keyboard.press("Enter")
         page.get_by_text("being cancelled").first.wait_for()  # in the card, and in the status
         assert served.jobs.get(job).cancel
+        until(page, "document.activeElement.id === 'main'")  # the button is gone
     finally:
         served.finish(job, "cancelled", "the test is over")
 
@@ -255,6 +256,22 @@ def test_a_pinned_version_and_its_candidates_are_shown(watched: Watched, served:
     served.registry.rollback(4)
 
 
+def test_the_focus_stays_where_an_earlier_element_goes(watched: Watched) -> None:
+    kept = watched.page.evaluate("""async () => {
+        const { h, patch } = await import("./dashboard/dom.js");
+        const item = (key) => h("p", { "data-key": key }, h("button", null, key));
+        const list = (...keys) => h("div", null, keys.map(item));
+        const shown = list("a", "b", "c");
+        document.body.append(shown);
+        shown.lastChild.firstChild.focus();
+        patch(shown, list("b", "c"));
+        const focused = document.activeElement.textContent;
+        shown.remove();
+        return focused;
+    }""")
+    assert kept == "c"
+
+
 def test_what_a_button_could_not_do_is_said(watched: Watched, served: Backend) -> None:
     page = watched.page
     page.route("**/api/projects/*/train", lambda route: route.fulfill(status=503, json={"error": "the disk is full"}))
@@ -271,24 +288,28 @@ def test_a_backend_that_is_away_is_said_and_found_again(watched: Watched) -> Non
     page = watched.page
     page.route("**/api/**", lambda route: route.abort())
     refresh(page)
-    page.get_by_text("The backend does not answer; trying again").wait_for()
+    connection, status = page.locator("#connection"), page.get_by_role("status")
+    connection.get_by_text("The backend does not answer; trying again").wait_for()
+    assert status.inner_text() == "The backend does not answer; trying again"
     assert page.get_by_role("heading", level=1).inner_text() == TITLE  # what was known stays
     page.unroute("**/api/**")
-    page.get_by_text("Label Studio answers").wait_for()
+    connection.get_by_text("Label Studio answers").wait_for()
+    assert status.inner_text() == "The backend answers again"
     watched.complaints.clear()
 
 
 def test_what_the_backend_or_a_proxy_answers_is_said(watched: Watched) -> None:
     page = watched.page
+    connection = page.locator("#connection")
     page.route("**/api/projects", lambda route: route.fulfill(status=503, json={"error": "the disk is full"}))
     refresh(page)
-    page.get_by_text("The backend answers 503: the disk is full; trying again").wait_for()
+    connection.get_by_text("The backend answers 503: the disk is full; trying again").wait_for()
     page.unroute_all()
     page.route("**/api/projects", lambda route: route.fulfill(status=502, body="<html>"))
     refresh(page)
-    page.get_by_text("The backend answers 502: Bad Gateway; trying again").wait_for()
+    connection.get_by_text("The backend answers 502: Bad Gateway; trying again").wait_for()
     page.unroute_all()
-    page.get_by_text("Label Studio answers").wait_for()
+    connection.get_by_text("Label Studio answers").wait_for()
     watched.complaints.clear()
 
 
@@ -327,21 +348,63 @@ def test_everything_is_reached_by_the_tab_key_and_shows_where_it_is(watched: Wat
     assert page.evaluate("document.querySelector('.skip').getAttribute('href')") == "#main"
 
 
+def check_headings(page: Page) -> None:
+    """One of the first level, and none leaves out a level."""
+    shown = "[...document.querySelectorAll('h1,h2,h3,h4')].filter(e => e.offsetParent)"
+    levels = [int(level) for level in page.evaluate(f"{shown}.map(e => e.tagName[1])")]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+
+
+def test_the_page_of_a_training_is_built_for_screen_readers_while_it_runs_and_after(
+    watched: Watched, served: Backend
+) -> None:
+    page = watched.page
+    job = running_job(served)
+    try:
+        page.goto(f"{served.url}/#/jobs/{job}")
+        page.get_by_role("article", name=f"Training {job}").wait_for()
+        page.get_by_role("img", name="Loss over 5 epochs: from 3.000 to 0.600").wait_for()
+        check_headings(page)
+        served.finish(job, "refused", "the test is over")
+        page.get_by_role("article").wait_for(state="detached")
+        page.get_by_role("img", name="Loss over 5 epochs: from 3.000 to 0.600").wait_for()
+        check_headings(page)
+    finally:
+        served.finish(job, "refused", "the test is over")
+
+
+def test_the_end_of_a_training_is_told_on_the_page_of_all_projects(watched: Watched, served: Backend) -> None:
+    page = watched.page
+    job = running_job(served)
+    try:
+        page.goto(f"{served.url}/#/")
+        page.get_by_role("article", name=f"Training {job}").wait_for()
+        served.finish(job, "refused", "the test is over")
+        page.get_by_text("No training runs or waits.").wait_for()
+        assert page.get_by_role("status").inner_text() == f"Training {job} refused"
+    finally:
+        served.finish(job, "refused", "the test is over")
+
+
+def test_a_training_is_asked_for_by_keyboard(watched: Watched, served: Backend) -> None:
+    page = watched.page
+    page.get_by_role("button", name="Train now").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("article").get_by_text("waiting").wait_for()
+    (job,) = served.jobs.find(states=("queued",))
+    until(page, "document.activeElement.id === 'main'")  # the button is gone
+    served.jobs.cancel(job.id)
+
+
 def test_the_page_is_built_for_screen_readers(watched: Watched, chromium: BrowserContext) -> None:
     page = watched.page
     page.get_by_role("button", name="Details of v4").click()
     assert page.evaluate("document.documentElement.lang") == "en"
     for landmark in ("banner", "main"):
         assert page.get_by_role(landmark).count() == 1
-    levels = [
-        int(level)
-        for level in page.evaluate(
-            "[...document.querySelectorAll('h1,h2,h3,h4')].filter(e => e.offsetParent).map(e => e.tagName[1])"
-        )
-    ]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    check_headings(page)
     tables = page.locator("table")
     for index in range(tables.count()):
         table = tables.nth(index)

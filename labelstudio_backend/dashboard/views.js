@@ -156,10 +156,11 @@ function training(state, project) {
 
 function jobCard(state, job, { named = false, heading = "h3" } = {}) {
   const running = job.state === "running";
+  const ap50 = job.curve?.findLast((point) => typeof point.ap50 === "number")?.ap50;
   const facts = [
     job.epoch && `epoch ${job.epoch}`,
     job.curve?.length && `loss ${decimal(job.curve.at(-1).loss)}`,
-    job.curve?.length && typeof job.curve.at(-1).ap50 === "number" && `AP50 ${decimal(job.curve.at(-1).ap50)}`,
+    typeof ap50 === "number" && `AP50 ${decimal(ap50)}`,
     job.seconds_left && `${duration(job.seconds_left)} left`,
   ].filter(Boolean);
   const project = named && state.overview.projects.find(({ key }) => key === job.project);
@@ -178,27 +179,28 @@ function jobCard(state, job, { named = false, heading = "h3" } = {}) {
 }
 
 function curves(state, job) {
-  const points = thin(job.curve ?? []);
-  if (points.length < 2) return null;
   const inner = state.width - 34;
   const half = inner > 620 ? (inner - 24) / 2 : inner;
+  const points = thin(job.curve ?? []);
   const epochs = points.map(({ epoch }) => String(epoch));
-  const charts = [["loss", "Loss"], ["ap50", "AP50"]].filter(([field]) => points.some((point) => typeof point[field] === "number")).map(([field, name]) => {
+  const charts = [["loss", "Loss"], ["ap50", "AP50"]].map(([field, name]) => {
     const values = points.map((point) => point[field] ?? null);
     const known = values.filter((value) => value !== null);
+    if (known.length < 2) return null;
     const text = `${name} over ${plural(job.curve.length, "epoch")}: from ${decimal(known[0])} to ${decimal(known.at(-1))}`;
     return h("div", null, h("p", { class: "name" }, name, h("span", { class: "soft" }, " by epoch")),
-      lineChart({ name: text, labels: epochs, series: [{ name, values }], format: axis, width: Math.floor(half), tiny: true, dots: points.length < 25 }));
+      lineChart({ name: text, labels: epochs, series: [{ name, values }], format: axis, width: Math.floor(half), tiny: true, dots: known.length < 25 }));
   });
-  return h("div", { class: "curves" }, charts);
+  return charts.some(Boolean) ? h("div", { class: "curves" }, charts) : null;
 }
 
 const axis = (value) => (Math.abs(value) >= 10 ? value.toFixed(0) : value.toFixed(2));
 
-/** At most 200 points, the last one among them. */
+/** At most 200 points of each curve, the last one among them: AP is measured in some of the epochs only. */
 function thin(points) {
-  const every = Math.ceil(points.length / 200);
-  return points.filter((_, index) => (points.length - 1 - index) % every === 0);
+  const some = (all) => all.filter((_, index) => (all.length - 1 - index) % Math.ceil(all.length / 200) === 0);
+  const kept = new Set([...some(points), ...some(points.filter(({ ap50 }) => typeof ap50 === "number"))]);
+  return points.filter((point) => kept.has(point));
 }
 
 function endedJobs(state, jobs) {

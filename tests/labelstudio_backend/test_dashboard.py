@@ -80,7 +80,8 @@ def running_job(served: Backend, **progress: Any) -> int:
     claimed = served.jobs.claim()
     assert claimed is not None
     assert claimed.id == job
-    curve = [{"epoch": epoch, "loss": 3 / epoch, "ap50": 0.1 * epoch if epoch > 1 else None} for epoch in range(1, 6)]
+    measured = {2: 0.2, 4: 0.5}
+    curve = [{"epoch": epoch, "loss": 3 / epoch, "ap50": measured.get(epoch)} for epoch in range(1, 6)]
     report = {"epoch": 5, "seconds_left": 80.0, "curve": curve, **progress}
     served.jobs.report(job, progress=0.25, reason="training: epoch 5", **report)
     return job
@@ -180,7 +181,9 @@ def test_a_running_job_lives_on_the_page(watched: Watched, served: Backend) -> N
         card = page.get_by_role("article", name=f"Training {job}")
         card.wait_for()
         assert "epoch 5 · loss 0.600 · AP50 0.500 · 80 s left" in card.inner_text()
-        assert card.get_by_role("img", name="AP50 over 5 epochs: from 0.200 to 0.500").count() == 1
+        chart = card.get_by_role("img", name="AP50 over 5 epochs: from 0.200 to 0.500")
+        assert chart.locator(".dot circle").count() == 2
+        assert [text for text in chart.locator(".tick").all_text_contents() if "." not in text] == [*"12345"]
         cancel = card.get_by_role("button", name=f"Cancel training {job}")
         cancel.focus()
         node = cancel.element_handle()

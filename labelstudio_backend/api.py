@@ -142,7 +142,7 @@ class Api:
                 "label_studio": self._settings.label_studio_url or None,
                 "train_every": self._settings.train_every,
             },
-            "projects": [self._brief(project) for project in self._registry.projects()],
+            "projects": [self._brief(p, self._overview.brief(p.key)) for p in self._registry.projects()],
             "jobs": [job_view(job) for job in active],
         }
 
@@ -152,15 +152,15 @@ class Api:
         seen = self._overview.get(key)
         version = self._current(project)
         return {
-            **self._brief(project),
+            **self._brief(project, seen),
             "labels": labels_view(project.label_config, version, self._service.models.names),
             "problems": self._problems(project, seen),
             "rounds": None if seen.rounds is None else [work.to_dict() for work in seen.rounds],
             "jobs": self.jobs(key)["jobs"],
         }
 
-    def _brief(self, project: ProjectRegistry) -> dict[str, Any]:
-        seen, version, state = self._overview.get(project.key), self._current(project), project.metadata()
+    def _brief(self, project: ProjectRegistry, seen: Seen) -> dict[str, Any]:
+        version, state = self._current(project), project.metadata()
         return {
             "key": project.key,
             "id": project.project_id,
@@ -251,15 +251,15 @@ class Api:
     # -- what is labelled next ---------------------------------------------------------------------------------
 
     def upcoming(self, key: str) -> dict[str, Any]:
-        """The tasks to label next, the first to label first."""
+        """The tasks to label next, the first to label first; None for them before Label Studio was asked."""
         project, seen = self._find(key), self._overview.get(key)
         version = self._current(project)
         name, control = "" if version is None else version.name, shown_control(project.label_config)
-        tasks = [task_view(task, name, key, seen, control) for task in seen.next_tasks]
+        tasks = [task_view(task, name, key, seen, control) for task in seen.next_tasks or ()]
         return {
             "seen": {"when": seen.when, "error": seen.error},
             "sampling": seen.sampling,
-            "tasks": sorted(tasks, key=first_to_label),
+            "tasks": None if seen.next_tasks is None else sorted(tasks, key=first_to_label),
         }
 
     def _thumbnail(self, key: str, task: int) -> Response:

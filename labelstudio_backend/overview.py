@@ -1,7 +1,8 @@
 """What Label Studio says about the projects, for the dashboard: asked in the background, and only while somebody looks.
 
-A page gets what is known at once, and what is older than a few seconds is asked for again in one thread: neither a slow
-Label Studio nor an open dashboard holds up a prediction.
+A page gets what is known at once, and what is older than a few seconds is asked for again in a thread: neither a slow
+Label Studio nor an open dashboard holds up a prediction. Projects that are only listed are asked about seldom, in a
+thread of their own, so that many of them do not hold up the one that is shown.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -37,7 +38,7 @@ class Seen:
 
     error: why the last look failed; problems: what keeps the project from working as it should; next_tasks: those
     neither labelled nor skipped, the first to label first, each as Label Studio lists it; rounds: what people did, see
-    `acceptance`.
+    `acceptance`. The last two are None until the project was shown and not only listed.
     """
 
     when: float | None = None
@@ -48,19 +49,26 @@ class Seen:
     labelled: int | None = None
     sampling: str | None = None
     problems: tuple[str, ...] = ()
-    next_tasks: tuple[dict[str, Any], ...] = ()
+    next_tasks: tuple[dict[str, Any], ...] | None = None
     rounds: tuple[Work, ...] | None = None
+
+
+@dataclass
+class _Look:
+    asked: float = -1e9
+    pending: bool = False
 
 
 @dataclass
 class _Project:
     seen: Seen = field(default_factory=Seen)
-    asked: float = -1e9
-    looked_closely: float = -1e9
+    shown: _Look = field(default_factory=_Look)
+    listed: _Look = field(default_factory=_Look)
+    checked: float = -1e9
+    counted: float = -1e9
     read_all: float = -1e9
     updated_at: str = ""
     works: dict[int, TaskWork] = field(default_factory=dict)
-    pending: bool = False
 
 
 class Overview:
@@ -73,11 +81,13 @@ class Overview:
         self._registry, self._client = registry, client
         self._projects: dict[str, _Project] = {}
         self._guard = threading.Lock()
-        self._thread = ThreadPoolExecutor(1, "overview")
+        self._shown = ThreadPoolExecutor(1, "overview")
+        self._listed = ThreadPoolExecutor(1, "overview-list")
 
     def close(self) -> None:
         """Ask no more."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._shown, self._listed):
+            thread.shutdown(wait=False, cancel_futures=True)
         if self._client is not None:
             self._client.close()
 
@@ -87,55 +97,62 @@ class Overview:
             self._projects = {}
 
     def get(self, key: str) -> Seen:
-        """What is known of a project; asks again, in the background, where that is old."""
+        """What is known of a project; asks for all of it again, in the background, where that is old."""
         with self._guard:
             project = self._projects.setdefault(key, _Project())
-            old = time.monotonic() - project.asked > QUICK_SECONDS
-            if self._client is not None and old and not project.pending:
-                project.pending = True
-                self._thread.submit(self._refresh, self._client, key, project)
+            self._ask(key, project, project.shown, QUICK_SECONDS, self._shown)
             return project.seen
 
-    def _refresh(self, client: LabelStudio, key: str, project: _Project) -> None:
+    def brief(self, key: str) -> Seen:
+        """The same, but asks only for the title, the counts and the problems, and seldom: for a list of projects."""
+        with self._guard:
+            project = self._projects.setdefault(key, _Project())
+            if time.monotonic() - project.shown.asked > SLOW_SECONDS and not project.shown.pending:
+                self._ask(key, project, project.listed, SLOW_SECONDS, self._listed)
+            return project.seen
+
+    def _ask(self, key: str, project: _Project, look: _Look, seconds: float, thread: Executor) -> None:
+        if self._client is not None and time.monotonic() - look.asked > seconds and not look.pending:
+            look.pending = True
+            thread.submit(self._refresh, self._client, key, project, look)
+
+    def _refresh(self, client: LabelStudio, key: str, project: _Project, look: _Look) -> None:
         try:
-            self._look(client, self._registry.project(key), project)
+            self._look(client, self._registry.project(key), project, whole=look is project.shown)
         except YolonasError as error:
-            project.seen = replace(project.seen, error=redact(str(error)))
+            self._learn(project, error=redact(str(error)))
         except Exception as error:  # Label Studio of another version, perhaps
             log.exception("project %s could not be looked at for the dashboard", key)
-            project.seen = replace(project.seen, error=redact(f"{type(error).__name__}: {error}"))
+            self._learn(project, error=redact(f"{type(error).__name__}: {error}"))
         finally:
-            project.asked = time.monotonic()
-            project.pending = False
+            look.asked, look.pending = time.monotonic(), False
 
-    def _look(self, client: LabelStudio, registry: ProjectRegistry, project: _Project) -> None:
+    def _learn(self, project: _Project, **values: Any) -> None:
+        with self._guard:
+            project.seen = replace(project.seen, **values)
+
+    def _look(self, client: LabelStudio, registry: ProjectRegistry, project: _Project, *, whole: bool) -> None:
         number = registry.project_id
         state = client.get_project(number)
         if not same_project(state, str(registry.metadata().get("uid", ""))):
             raise LabelStudioError(f"{client.url} has another project under the number {number} now")
-        upcoming = client.iter_tasks(
-            number,
-            page_size=NEXT_TASKS,
-            filters=[
-                {"filter": f"filter:tasks:{count}", "operator": "equal", "type": "Number", "value": 0}
-                for count in ("total_annotations", "cancelled_annotations")  # the latter are skips
-            ],
-            ordering=("tasks:predictions_score",),
-        )
-        project.seen = replace(
-            project.seen,
+        self._learn(
+            project,
             title=str(state.get("title") or ""),
             url=f"{client.url}/projects/{number}/data",
             tasks=_count(state, "task_number"),
             labelled=_count(state, "num_tasks_with_annotations"),
             sampling=state.get("sampling"),
-            next_tasks=tuple(itertools.islice(upcoming, NEXT_TASKS)),
         )
-        if time.monotonic() - project.looked_closely > SLOW_SECONDS:
-            project.seen = replace(project.seen, problems=tuple(_problems(client, registry, state)))
-            project.seen = replace(project.seen, rounds=tuple(self._rounds(client, registry, project)))
-            project.looked_closely = time.monotonic()
-        project.seen = replace(project.seen, when=time.time(), error=None)
+        if whole:
+            self._learn(project, next_tasks=_next_tasks(client, number))
+        if time.monotonic() - project.checked > SLOW_SECONDS:
+            self._learn(project, problems=tuple(_problems(client, registry, state)))
+            project.checked = time.monotonic()
+        if whole and time.monotonic() - project.counted > SLOW_SECONDS:
+            self._learn(project, rounds=tuple(self._rounds(client, registry, project)))
+            project.counted = time.monotonic()
+        self._learn(project, when=time.time(), error=None)
 
     def _rounds(self, client: LabelStudio, registry: ProjectRegistry, project: _Project) -> list[Work]:
         """What people did from version to version; reads what changed since the last time."""
@@ -157,6 +174,19 @@ class Overview:
             project.updated_at = max(project.updated_at, str(task.get("updated_at") or ""))
         published = [(float(v.record.get("published") or 0.0), v.name) for v in registry.versions()]
         return works_by_round(project.works.values(), published)
+
+
+def _next_tasks(client: LabelStudio, number: int) -> tuple[dict[str, Any], ...]:
+    tasks = client.iter_tasks(
+        number,
+        page_size=NEXT_TASKS,
+        filters=[
+            {"filter": f"filter:tasks:{count}", "operator": "equal", "type": "Number", "value": 0}
+            for count in ("total_annotations", "cancelled_annotations")  # the latter are skips
+        ],
+        ordering=("tasks:predictions_score",),
+    )
+    return tuple(itertools.islice(tasks, NEXT_TASKS))
 
 
 def _count(state: Mapping[str, Any], name: str) -> int | None:

@@ -48,7 +48,7 @@ class Thumbnails:
         from yolonas.inference._cv2 import cv2
 
         project = self._registry.project(key)
-        task = next((task for task in self._overview.get(key).next_tasks if task.get("id") == task_id), None)
+        task = next((task for task in self._overview.get(key).next_tasks or () if task.get("id") == task_id), None)
         control = shown_control(project.label_config)
         value = control.task_value(task.get("data") or {}) if task is not None and control is not None else None
         if value is None:

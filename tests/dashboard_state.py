@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -100,6 +101,19 @@ def backend(folder: Path, *, tasks: int = 14, title: str = TITLE, label: str = N
             for row in studio.backends.values():
                 row["title"] = registry.current().name
             yield found
+
+
+@contextmanager
+def second_project(found: Backend, title: str) -> Iterator[ProjectRegistry]:
+    """Another project that the server knows, until the block ends; it has start weights and no tasks."""
+    with LabelStudio(found.studio.url, found.studio.token) as client:
+        state = client.create_project(title, CONFIG.format("Other"))
+        client.add_ml_backend(state["id"], found.url, "yolonas")
+    (project,) = (p for p in Registry(found.registry.path.parent).projects() if p.key != found.key)
+    try:
+        yield project
+    finally:
+        shutil.rmtree(project.path)
 
 
 def picture(seed: int) -> bytes:

@@ -3,7 +3,7 @@
 
 import { h, patch } from "./dom.js";
 import { versionOf } from "./format.js";
-import { navigation, overviewPage, projectPage, jobPage, connectionLine } from "./views.js";
+import { FEW, navigation, overviewPage, projectPage, jobPage, connectionLine } from "./views.js";
 
 const QUICK = 1000; // ms: Label Studio was not asked yet
 const RUNNING = 2000; // a training runs
@@ -94,9 +94,15 @@ async function tick() {
 
 function pause() {
   if (failures) return Math.min(RUNNING * 2 ** (failures - 1), LONGEST);
-  const unseen = state.overview.server.label_studio && state.overview.projects.some(({ seen }) => !seen.when && !seen.error);
-  if (unseen) return QUICK;
-  return state.overview.jobs.length ? RUNNING : IDLE;
+  const { server, projects, jobs } = state.overview;
+  const { kind } = route();
+  const few = projects.length <= FEW;
+  const { project, next } = state;
+  const beingAsked = kind === "projects" && project && !project.seen.error && (project.rounds === null || next.tasks === null);
+  const named = few || kind === "overview" ? projects : [];
+  if (server.label_studio && beingAsked) return QUICK;
+  if (server.label_studio && named.some(({ seen }) => !seen.when && !seen.error)) return few ? QUICK : RUNNING;
+  return jobs.length ? RUNNING : IDLE;
 }
 
 function render() {

@@ -47,9 +47,12 @@ export function connectionLine(state) {
   return { tone: "good", text: projects.some(({ seen }) => seen.when) ? "Label Studio answers" : "The backend answers" };
 }
 
+export const FEW = 8; // projects that the top of the page names
+
 export function navigation(state, kind, id) {
   const projects = state.overview.projects;
   if (projects.length < 2) return [];
+  if (projects.length > FEW) return h("ul", { role: "list" }, h("li", null, h("a", { href: "#/", "aria-current": kind === "overview" && "page" }, `All ${whole(projects.length)} projects`)));
   const shown = kind === "jobs" ? state.job?.project : id;
   return h("ul", { role: "list" }, projects.map((project) =>
     h("li", null, h("a", { href: linkTo(project), "aria-current": kind !== "overview" && shown === project.key && "page" }, titleOf(project)))));
@@ -309,8 +312,8 @@ function rounds(state, project) {
 
 function upcoming(state, project) {
   const next = state.next;
-  if (!next || (!next.seen.when && !next.seen.error)) return section("next", "To label next", unknown(state, null, "Being asked …"));
-  if (!next.tasks.length) return section("next", "To label next", h("p", { class: "soft" }, next.seen.when ? "Every task is labelled." : "Not known while Label Studio does not answer."));
+  if (!next || next.tasks === null) return section("next", "To label next", unknown(state, next?.seen.error, "Being asked …"));
+  if (!next.tasks.length) return section("next", "To label next", h("p", { class: "soft" }, "Every task is labelled or skipped."));
   const names = [...new Set(next.tasks.flatMap(({ boxes }) => boxes.map(({ label }) => label)))].sort();
   const sampled = next.sampling === "Uncertainty sampling";
   return section("next", "To label next",

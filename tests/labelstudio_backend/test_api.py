@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from dashboard_state import LABELS, NASTY, TITLE, Backend, backend, region
+from dashboard_state import LABELS, NASTY, TITLE, Backend, backend, region, second_project
+from labelstudio_backend import overview as overview_module
 from labelstudio_backend import page as page_module
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.job_queue import QueueError
@@ -308,3 +310,27 @@ def test_label_studio_is_asked_seldom_and_not_while_nobody_looks(
     for _ in range(20):
         client.get(f"/api/projects/{served.key}")
     assert len(asked) <= 2  # at most one quick look: the project and its next tasks
+
+
+def test_projects_that_are_only_listed_are_asked_about_seldom_and_in_brief(
+    client: httpx.Client, served: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with second_project(served, "Second") as project:
+        about = re.compile(rf"projects/{project.project_id}\b|project={project.project_id}\b")
+        asked: list[str] = []
+        answer = served.studio.answer
+        monkeypatch.setattr(served.studio, "answer", lambda *request: asked.append(request[1]) or answer(*request))
+        monkeypatch.setattr(overview_module, "QUICK_SECONDS", 0.0)
+
+        def listed() -> dict[str, Any]:
+            return next(p for p in client.get("/api/projects").json()["projects"] if p["key"] == project.key)
+
+        wait(lambda: listed()["seen"]["when"] is not None, 30, "Label Studio's answer")
+        assert listed()["title"] == "Second"
+        for _ in range(20):
+            listed()
+        kinds = [target.split("?")[0].strip("/").split("/")[1] for target in asked if about.search(target)]
+        assert sorted(kinds) == ["ml", "projects", "webhooks"], "each once, and no tasks"
+        path = f"/api/projects/{project.key}/next"
+        assert client.get(path).json()["tasks"] is None
+        wait(lambda: client.get(path).json()["tasks"] == [], 30, "the next tasks")

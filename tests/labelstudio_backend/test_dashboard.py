@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from dashboard_state import LABELS, NASTY, TITLE, Backend, backend
+from dashboard_state import LABELS, NASTY, TITLE, Backend, backend, second_project
 from real_label_studio import browser, wait
 
 if TYPE_CHECKING:
@@ -505,6 +505,35 @@ def test_all_projects_are_listed(watched: Watched, served: Backend) -> None:
     page.goto(f"{served.url}/#/jobs/999")
     page.get_by_text("there is no job 999 here").wait_for()
     watched.complaints.clear()  # a 404 is told by the browser itself
+
+
+def test_several_projects_are_named_at_the_top_and_their_trainings_listed(watched: Watched, served: Backend) -> None:
+    page = watched.page
+    with second_project(served, "Second") as project:
+        job = served.jobs.enqueue(project.key, "START_TRAINING")
+        page.goto(f"{served.url}/#/")
+        card = page.get_by_role("article", name=f"Training {job}")
+        card.get_by_role("link", name="Second").wait_for()  # its title, once Label Studio was asked
+        assert "waiting" in card.inner_text()
+        assert page.get_by_role("table", name="What serves in each project").locator("tbody tr").count() == 2
+        names = page.get_by_role("navigation", name="Projects").get_by_role("link")
+        assert names.all_inner_texts() == [TITLE, "Second"]
+        check_headings(page)
+        card.get_by_role("button", name=f"Cancel training {job}").click()
+        page.get_by_role("dialog").get_by_role("button", name="Cancel the training").click()
+        page.get_by_text("No training runs or waits.").wait_for()
+        names.last.click()
+        page.get_by_role("heading", name="Second", level=1).wait_for()
+        assert names.last.get_attribute("aria-current") == "page"
+        page.get_by_text("Every task is labelled or skipped.").wait_for()
+        many = page.request.get(f"{served.url}/api/projects").json()
+        many["projects"] += [many["projects"][1] | {"key": f"{number}-000000"} for number in range(3, 10)]
+        page.route("**/api/projects", lambda route: route.fulfill(json=many))
+        refresh(page)
+        page.get_by_role("link", name="All 9 projects").click()
+        page.get_by_role("heading", name="Projects", level=1).wait_for()
+        assert names.all_inner_texts() == ["All 9 projects"]
+        page.unroute_all()
 
 
 def test_without_label_studio_the_page_says_what_is_missing(served: Backend, watched: Watched) -> None:

@@ -56,6 +56,7 @@ def test_the_next_tasks_come_in_the_order_of_the_scores_of_the_version_that_serv
         seen = look(overview, project.key)
         assert seen.error is None
         assert (seen.title, seen.tasks, seen.labelled, seen.sampling) == ("Overview", 7, 1, "Uncertainty sampling")
+        assert seen.next_tasks is not None
         scored = [task["id"] for task in seen.next_tasks if task["predictions"]]
         assert scored == [tasks[1], tasks[2], tasks[4], tasks[0]]
         assert {task["id"] for task in seen.next_tasks} == {*tasks} - {tasks[3], tasks[5]}  # labelled, and skipped

@@ -69,7 +69,8 @@ export function overviewPage(state) {
       number(decimal(project.serves?.ap50)),
       number(project.tasks === null ? "–" : `${whole(project.labelled)} of ${whole(project.tasks)}`),
       h("td", null, jobs.some((job) => job.project === project.key && job.state === "running") ? badge("running", "◐", "training") : "")));
-  const empty = h("p", { class: "soft" }, "Label Studio has not connected a project yet. In the project's settings, open Model > Connect Model and give it this server's address.");
+  const here = new URL(".", location.href).href.replace(/\/$/, "");
+  const empty = h("p", { class: "soft" }, "No project is connected yet. Run ", h("code", null, `yolonas-labelstudio connect --project ID --url ${here}`), ", with the address under which Label Studio reaches this server where that is another.");
   return {
     title: "Projects",
     content: [
@@ -129,7 +130,7 @@ function tiles(project) {
     ["Serves", serves ? versionOf(serves.name) : "–", serves ? how(serves) : "no version yet"],
     ["AP50", decimal(serves?.ap50), serves?.before && serves.ap50 !== null ? h("span", { class: gained.tone }, `${gained.text} against ${versionOf(serves.base)}`) : "not measured yet"],
     ["Left as predicted", percent(last?.acceptance), last ? `of ${plural(last.predicted, "box", "boxes")}, ${versionOf(last.name)}` : "no labels on predictions yet"],
-    ["Time for a task", last?.seconds ? duration(last.seconds) : "–", "median of the last round"],
+    ["Time for a task", last?.seconds ? duration(last.seconds) : "–", last?.seconds ? `median while ${versionOf(last.name)} served` : "not measured yet"],
     ["Labelled", whole(project.labelled), project.tasks === null ? "" : `of ${plural(project.tasks, "task")}`],
   ];
   return h("dl", { class: "tiles", "data-key": "tiles" }, shown.map(([term, value, note]) =>
@@ -317,7 +318,7 @@ function upcoming(state, project) {
   const names = [...new Set(next.tasks.flatMap(({ boxes }) => boxes.map(({ label }) => label)))].sort();
   const sampled = next.sampling === "Uncertainty sampling";
   return section("next", "To label next",
-    h("p", { class: "soft" }, sampled ? "By their scores, lowest first (YOLONAS_ACQUISITION). Label Studio serves them in this order." : "By their scores, lowest first (YOLONAS_ACQUISITION). Label Studio serves tasks in another order, as this project's sampling is not “Uncertainty sampling”."),
+    h("p", { class: "soft" }, "By their scores, lowest first (YOLONAS_ACQUISITION). ", sampled ? "Label Studio serves them in this order." : "Label Studio serves them in another: the project's sampling is not “Uncertainty sampling”."),
     names.length > 0 && h("ul", { class: "legend swatches", role: "list" }, names.map((name, index) => h("li", null, svg("svg", { class: "key", viewBox: "0 0 16 12", width: 16, height: 12, "aria-hidden": "true" }, svg("rect", { class: "box under", x: 2, y: 2, width: 12, height: 8 }), svg("rect", { class: `box b${index % 6}`, x: 2, y: 2, width: 12, height: 8 })), h("bdi", null, name)))),
     h("ul", { class: "shots", role: "list" }, next.tasks.map((task) => shot(state, task, names))));
 }

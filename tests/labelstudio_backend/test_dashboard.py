@@ -99,6 +99,7 @@ def test_a_project_is_shown_with_its_versions_jobs_labels_and_next_tasks(watched
     assert "0.836" in tiles
     assert "▲ +0.060 against v3" in tiles
     assert "of 14 tasks" in tiles
+    assert "median while v4 served" in tiles
     versions = page.get_by_role("table", name="Versions, the newest first")
     rows = [row.inner_text() for row in versions.locator("tbody tr").all()]
     assert [row.split()[0] for row in rows] == ["v4", "v3", "v2", "v1", "v0"]
@@ -110,6 +111,15 @@ def test_a_project_is_shown_with_its_versions_jobs_labels_and_next_tasks(watched
     assert "failed" in trainings
     assert "refused" in trainings
     assert "check that it runs" in trainings
+    work = page.get_by_role("table", name="Work by round").locator("tbody tr")
+    cells = [row.inner_text().split("\t") for row in work.all()]
+    assert cells == [
+        ["v3", "2", "58 %", "0", "0", "5", "0", "2.5", "28 s"],
+        ["v4", "2", "92 %", "0", "0", "1", "0", "0.5", "20 s"],
+    ]
+    name = "Boxes left as predicted over 2 rounds: from 58 % to 92 %"
+    chart = page.get_by_role("img", name=name)
+    assert chart.locator(".end").text_content() == "92 %"
     labels = page.get_by_role("table", name="Which class of the model becomes which label")
     assert labels.locator("tbody tr").count() == len(LABELS)
     assert "not predicted Label some tasks with it" in labels.locator("tbody tr").last.inner_text()
@@ -120,6 +130,7 @@ def test_a_project_is_shown_with_its_versions_jobs_labels_and_next_tasks(watched
     assert scores == sorted(scores)
     assert "not predicted yet" in shots.last.inner_text()
     assert shots.first.locator("rect:not(.under)").count() == 6
+    assert {*shots.first.locator(".found bdi").all_inner_texts()} <= {*LABELS}
     assert shots.first.get_by_role("link").get_attribute("href").endswith(f"/data?task={served.tasks[-2]}")
     until(page, "performance.getEntriesByType('resource').filter(e => e.name.includes('thumb')).length >= 10")
     assert page.locator(".shot.gone").count() == 0
@@ -534,6 +545,15 @@ def test_several_projects_are_named_at_the_top_and_their_trainings_listed(watche
         page.get_by_role("heading", name="Projects", level=1).wait_for()
         assert names.all_inner_texts() == ["All 9 projects"]
         page.unroute_all()
+
+
+def test_without_a_project_the_page_says_how_to_connect_one(watched: Watched, served: Backend) -> None:
+    page = watched.page
+    none = page.request.get(f"{served.url}/api/projects").json() | {"projects": [], "jobs": []}
+    page.route("**/api/projects", lambda route: route.fulfill(json=none))
+    page.goto(f"{served.url}/#/")
+    page.get_by_text(f"yolonas-labelstudio connect --project ID --url {served.url}").wait_for()
+    page.unroute_all()
 
 
 def test_without_label_studio_the_page_says_what_is_missing(served: Backend, watched: Watched) -> None:

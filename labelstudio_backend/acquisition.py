@@ -1,7 +1,8 @@
 """The task's score, low = label me first: an acquisition function over what the version said about the project.
 
-At prediction time a task is scored by what is known by then: its own boxes, what an older version drew on it, and the
-tasks of the project that this version has seen. `yolonas-labelstudio rank` makes the exact order of the whole project.
+At prediction time a task is scored by what is known by then: its own boxes, what an older version drew on it, what the
+version has learned from, and the tasks of the project that it has seen. `yolonas-labelstudio rank` makes the exact
+order of the whole project.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from labelstudio_backend.learnt import learnt_boxes, learnt_images
 from labelstudio_backend.registry import ProjectRegistry
 from labelstudio_backend.signal_store import SignalStore
 from labelstudio_backend.version import Version
@@ -95,7 +97,15 @@ class Acquisition:
         if self.strategy == "random":
             return {key: by_chance(version.name, ids.get(key, key)) for key in tasks}
         labelled, others = store.latest(REFERENCE, set(ids.values()))
-        worth = values(list(found.values()), _alike(labelled, found), self.strategy, others=_alike(others, found))
+        # Tasks without labels are predicted first: by the time that they are scored, no labelled one is in the store.
+        labelled = learnt_images(version) or labelled
+        worth = values(
+            list(found.values()),
+            _alike(labelled, found),
+            self.strategy,
+            others=_alike(others, found),
+            counts=learnt_boxes(version, labels),
+        )
         if not np.isfinite(worth).all():  # an overflow in a map of half precision: JSON has no such number
             raise ValueError("the strategy gave scores that are no numbers")
         return {key: 1.0 - float(value) for key, value in zip(found, worth.tolist(), strict=True)}

@@ -119,6 +119,7 @@ def build(
             "negatives": sum(len(image.boxes) == 0 for image in train.images + test.images),
             "train_boxes": train.objects,
             "held_out_boxes": test.objects,
+            "boxes_per_class": _boxes_per_class(train.names, train.images + test.images),
             "unusable": len(dropped),
             "unusable_because": dropped[:20],
         },
@@ -133,6 +134,11 @@ def build(
         },
         base=base,
     )
+
+
+def _boxes_per_class(names: Sequence[str], images: Sequence[LabelledImage]) -> dict[str, int]:
+    labels = np.concatenate([np.zeros(0, np.int64), *(image.labels for image in images)])
+    return dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
 
 
 def _nothing_to_learn(train: LabelledImages, test: LabelledImages, tasks: int, dropped: list[str]) -> str:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from labelstudio_backend import logs, serving
+from labelstudio_backend import learnt, logs, serving
 from labelstudio_backend.acceptance import fewest_edits_threshold
 from labelstudio_backend.client import LabelStudio, same_project
 from labelstudio_backend.corrections import corrections, manifest
@@ -29,12 +29,14 @@ from labelstudio_backend.job_queue import JobQueue, QueueError
 from labelstudio_backend.job_runner import finish_published
 from labelstudio_backend.jobs import open_jobs
 from labelstudio_backend.label_studio_http import LabelStudioError
+from labelstudio_backend.mapping import served_controls
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.serving import Way
 from labelstudio_backend.settings import UNTRAINED, Settings
 from labelstudio_backend.training_data import TrainingData, build
 from labelstudio_backend.version import Version, load_checkpoint
+from yolonas.active_learning import SIGNALS_CONF
 from yolonas.data.labelled import LabelledImages
 from yolonas.errors import CheckpointError, YolonasError
 from yolonas.labelstudio import Control, class_names, map_labels, parse_label_config
@@ -191,8 +193,8 @@ class _Training:
             self._finish("refused", f"{base.name} goes on: {reason}", record=record)
             log.info("refused: %s", reason)
         else:
-            exported = [] if way.file == artefact else [way.file]
-            version = self.project.publish(artefact, {**record, "manifest": data.manifest}, exported, base=base.number)
+            files = [*([] if way.file == artefact else [way.file]), *self._features(data, way)]
+            version = self.project.publish(artefact, {**record, "manifest": data.manifest}, files, base=base.number)
             if (current := self.project.current().number) < version.number:
                 why = "is pinned" if self.project.pinned() else "was chosen meanwhile"
                 reason = f"{version.name} is a candidate and does not serve, as v{current} {why}: {reason}"
@@ -418,6 +420,30 @@ class _Training:
         before = detections(serving.load(base, self.settings), own=own)
         verdict = judge(data.held_out, before, after, first=not base.trained)
         return way, verdict, _figures(coco_ap(data.held_out, before)), figures
+
+    def _features(self, data: TrainingData, way: Way) -> list[Path]:
+        """The file of what the new version sees in the images that it has learned from, where scores go by that."""
+        if self.settings.acquisition not in learnt.COMPARING:
+            return []
+        self._report(TRAINED, "looking at what it has learned from")
+        file = self.folder / "serving" / learnt.FEATURES
+        try:
+            detector = way.detector(self.settings.device)
+            controls = served_controls(self.project.label_config)
+            thresholds = [control.lowest_threshold(detector.checkpoint.conf) for control in controls]
+            learnt.write_features(
+                detector,
+                [image.path for image in data.train.images + data.held_out.images],
+                file,
+                conf=min([SIGNALS_CONF, *thresholds]),
+                iou=self.settings.iou or None,
+                max_det=self.settings.max_detections,
+                check=self._continue,
+            )
+        except Exception as error:  # it costs the order of the tasks, no version
+            log.warning("what the new version sees in the images that it has learned from is not known: %s", error)
+            return []
+        return [file]
 
     def _look_for_new_labels(self, names: tuple[str, ...]) -> None:
         """The label config may have got new labels meanwhile: another training, which has them."""

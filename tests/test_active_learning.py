@@ -324,6 +324,10 @@ def test_balance_looks_for_rare_classes_and_notes_what_it_takes() -> None:
     assert select(images, known, "balance")[0] == 1
     assert select(images, [image().labelled_as([0] * 3 + [1] * 2 + [2] * 2)], "balance", 2) == [1, 2]  # not 3 again
     assert values(images, known, "balance")[0] == 0
+    worth = values(images, known, "balance")
+    np.testing.assert_allclose(values(images, [], "balance", counts=[50, 20, 20]), worth)
+    np.testing.assert_allclose(values(images, [image([0.9], [0])], "balance", counts=[50, 20, 20, 0]), worth)
+    assert values(images, known, "balance", counts=[5]).tolist() == pytest.approx([0, 0.8 * 5 / 6, 0.7 * 5 / 6, 0.625])
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -144,16 +144,17 @@ def values(
     strategy: str = "mix",
     *,
     others: Sequence[ImageSignals] = (),
+    counts: ArrayLike | None = None,
     seed: int = 0,
 ) -> Floats:
     """What each image is worth labelling, [n] 0..1, by itself and by what is labelled, regardless of the others' turn.
 
     labelled: the images that are, best `labelled_as` what they show. others: more images that are not, by which these
-    are judged too: `values([*signals, *others], labelled)[:n]` in a fraction of the time. An image without boxes gets
-    the median uncertainty of the images with boxes, so that it comes neither first nor last. Raises OptionError for a
-    strategy that is not known.
+    are judged too: `values([*signals, *others], labelled)[:n]` in a fraction of the time. counts: [C] labelled boxes of
+    each class, where that is known better than by `labelled`. An image without boxes gets the median uncertainty of the
+    images with boxes, so that it comes neither first nor last. Raises OptionError for a strategy that is not known.
     """
-    return _Pool(signals, labelled, seed, others).values(strategy)
+    return _Pool(signals, labelled, seed, others, counts).values(strategy)
 
 
 def parts(signals: Sequence[ImageSignals], labelled: Sequence[ImageSignals]) -> dict[str, Floats]:
@@ -202,6 +203,7 @@ class _Pool:
         labelled: Sequence[ImageSignals],
         seed: int,
         others: Sequence[ImageSignals] = (),
+        counts: ArrayLike | None = None,
     ) -> None:
         count, everything = len(signals), [*signals, *others, *labelled]
         doubt = _filled(_uncertainties(signals), lambda: _uncertainties(others))
@@ -214,10 +216,11 @@ class _Pool:
             "random": np.random.default_rng(seed).random(count),
         }
         drawn = _joined("labels", labelled).astype(np.int64)
-        classes = 1 + int(max(drawn.max(initial=0), _joined("labels", signals).max(initial=0)))
+        told = np.bincount(drawn, _joined("scores", labelled)) if counts is None else np.asarray(counts, np.float64)
+        classes = max(len(told), 1 + int(_joined("labels", signals).max(initial=0)))
         self._presence = np.array([presence(s, classes) for s in signals]).reshape(-1, classes)
         self._expected = np.array([np.bincount(s.labels, s.scores, classes) for s in signals]).reshape(-1, classes)
-        self._counts: Floats = np.bincount(drawn, _joined("scores", labelled), classes)
+        self._counts: Floats = np.pad(told, (0, classes - len(told)))
         features = _standardized([s.feature for s in everything])
         self._features, self._unlabelled = features[:count], features[: count + len(others)]
         self._nearest = _nearest(self._features, features[count + len(others) :])

@@ -200,9 +200,9 @@ def test_a_request_costs_the_same_however_many_tasks_the_project_has(
     monkeypatch.setattr(SignalStore, "_read", lambda self, read=SignalStore._read: reads.append(self) or read(self))
     monkeypatch.setattr(SignalStore, "tasks", copies.append)
 
-    def counted(found: Any, labelled: Any, strategy: str, *, others: Any) -> Any:
+    def counted(found: Any, labelled: Any, strategy: str, *, others: Any, **more: Any) -> Any:
         compared.append((len(found), len(labelled), len(others)))
-        return values(found, labelled, strategy, others=others)
+        return values(found, labelled, strategy, others=others, **more)
 
     monkeypatch.setattr("labelstudio_backend.acquisition.values", counted)
     acquisition = Acquisition("mix")

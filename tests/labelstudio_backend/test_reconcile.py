@@ -4,6 +4,7 @@ import base64
 import errno
 import logging
 import os
+import shutil
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,10 @@ import pytest
 
 from labelstudio_backend import reconcile
 from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.corrections import Correction
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.label_studio_http import LabelStudioError
+from labelstudio_backend.learnt import FEATURES, write_features
 from labelstudio_backend.locks import try_lock
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.owed import Owed
@@ -27,8 +30,11 @@ from labelstudio_backend.reconcile import Reconciler
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
+from labelstudio_backend.training_data import build
 from real_label_studio import wait
+from yolonas.active_learning import BACKGROUND, ImageSignals
 from yolonas.inference.detections import Detections
+from yolonas.labelstudio import parse_label_config
 
 CREATED = "2026-11-21T19:38:18.810449Z"
 UID = "5.1795289898"
@@ -497,8 +503,11 @@ def test_label_studio_away_is_waited_for_and_said_once(tmp_path: Path, caplog: p
 class Asking:
     """The backend as Label Studio asks it: predictions it gives are stored, `[]` is not."""
 
-    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.bench, self.studio = bench, bench.studio
+    config = CONFIG
+
+    def __init__(self, bench: Bench, monkeypatch: pytest.MonkeyPatch, acquisition: Any = "random") -> None:
+        self.bench, self.studio, self.acquisition = bench, bench.studio, acquisition
+        self.scores: dict[int, float] = {}
         self.enough_for = 10**9  # images, then the time for the request is over
         self.looked = 0
         self.broken = ""
@@ -507,10 +516,11 @@ class Asking:
 
     def start(self) -> Service:
         fixed: dict[str, Any] = {"label_studio_url": "http://ls", "label_studio_token": "x" * 40}
-        changed = Settings(state_dir=self.bench.settings.state_dir, **fixed)
+        changed = Settings(state_dir=self.bench.settings.state_dir, acquisition=self.acquisition, **fixed)
         return Service(changed, self.bench.registry, MediaCache(changed, None), load=lambda version: self)
 
-    names, checkpoint, device = ("Car",), SimpleNamespace(conf=0.25, iou=0.7), "cpu"
+    names: tuple[str, ...] = ("Car",)
+    checkpoint, device = SimpleNamespace(conf=0.25, iou=0.7), "cpu"
 
     def predict_batch(self, images: list[np.ndarray], **_: Any) -> list[Detections]:
         self.looked += 1
@@ -521,7 +531,7 @@ class Asking:
 
     def ask(self, tasks: Sequence[int], gone: Future[None] | None = None) -> list[Any]:
         picture = [{"id": n, "data": {"image": self.broken if n == 3 and self.broken else grey(n)}} for n in tasks]
-        body = {"tasks": picture, "project": UID, "label_config": CONFIG}
+        body = {"tasks": picture, "project": UID, "label_config": self.config}
         return self.service.predict(body, gone)["results"]
 
     def retrieve(self, project: int, tasks: Sequence[int]) -> None:
@@ -529,6 +539,7 @@ class Asking:
         for number, result in zip(tasks, self.ask(tasks), strict=True):
             if result:
                 self.studio.given[number].append(result["model_version"])
+                self.scores[number] = result["score"]
 
 
 def grey(number: int) -> str:
@@ -725,3 +736,66 @@ def test_after_a_rollback_no_other_server_goes_on_under_the_name_of_before(askin
         assert other.setup({"project": UID, "hostname": "http://ls", "schema": CONFIG})["model_version"] == older
     finally:
         bench.reconciler._service.close()
+
+
+class Seeing(Asking):
+    """A model that finds one box on each image; by the task's number its class, and how the image looks to it."""
+
+    names = ("Car", "Van", "Bus")
+    config = CONFIG.replace('<Label value="Car"/>', "".join(f'<Label value="{name}"/>' for name in names))
+    sees = ("", "Van", "Van", "Van", "Van", "Car", "Bus", "Van")
+    looks = (0.0, 0.0, 0.5, 1.0, 1.5, 2.0, 9.0, 4.0)
+
+    def predict_batch(self, images: list[np.ndarray], *_: Any, **__: Any) -> list[Detections]:
+        return [self.find(round(float(image.mean())), image.shape[:2]) for image in images]
+
+    def find(self, number: int, size: Any) -> Detections:
+        label, zero = np.array([self.names.index(self.sees[number])]), np.zeros(1)
+        of_boxes = (np.array([0.9]), label, np.array([0.8]), zero, np.array([BACKGROUND]), zero)
+        signals = ImageSignals(*of_boxes, np.array([self.looks[number], 1.0]))
+        return Detections(np.array([[0, 0, 2, 2]]), [0.9], label, self.names, size, signals=signals)
+
+    def publish(self, drawn: Mapping[int, list[str]], folder: Path) -> None:
+        """A version that has learned from these labels by task, as a training publishes it."""
+
+        def fetch(value: str, task: int) -> Path:
+            file = folder / f"{task}.png"
+            file.write_bytes(base64.b64decode(value.partition(",")[2]))
+            return file
+
+        shape = {"x": 0, "y": 0, "width": 100, "height": 100, "rotation": 0}
+        region = {"type": "rectanglelabels", "from_name": "l", "to_name": "i"}
+        found = []
+        for task, labels in drawn.items():
+            result = [{**region, "value": {**shape, "rectanglelabels": [label]}} for label in labels]
+            found.append(Correction(task, {"image": grey(task)}, {"id": task, "result": result}))
+        project, controls = self.bench.project, parse_label_config(self.config)
+        data = build(found, controls, project.key, project.current().name, 0.25, fetch, folder / "kept", lambda _: None)
+        paths = [image.path for image in data.train.images + data.held_out.images]
+        write_features(self, paths, folder / FEATURES, conf=0.1, iou=None, max_det=300)
+        record = {"labels": list(data.names), "tasks": data.tasks, "manifest": data.manifest}
+        self.studio.serving = project.publish(self.bench.checkpoint, record, [folder / FEATURES]).name
+
+
+@pytest.mark.parametrize("acquisition", ["balance", "diversity", "mix"])
+def test_the_order_goes_by_what_the_new_version_has_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, acquisition: str
+) -> None:
+    bench = Bench(tmp_path)
+    bench.studio = FakeLabelStudio(7)
+    bench.studio.project["label_config"] = Seeing.config
+    bench.reconciler._client = bench.studio  # type: ignore[assignment]
+    asking = Seeing(bench, monkeypatch, acquisition)
+    bench.studio.annotate(1, 2, 3, 4)  # the model sees a Van on each of them, people saw Cars
+    asking.publish({1: ["Car"] * 3, 2: ["Car"] * 3, 3: ["Car"] * 3, 4: ["Van"]}, tmp_path)
+    bench.reconcile()
+    assert [task for chunk in bench.studio.asked for task in chunk] == [5, 6, 7, 1, 2, 3, 4]
+    unlabelled = [5, 6, 7]
+    # no Bus is drawn, one Van is; 6 looks least like what is labelled, 5 most
+    assert sorted(unlabelled, key=asking.scores.__getitem__) == [6, 7, 5]
+    asking.service.close()
+    shutil.rmtree(bench.project.path / "signals")
+    asking.service = asking.start()  # knows nothing of what was predicted, as another server would
+    found = {task: asking.ask([task])[0]["score"] for task in unlabelled}
+    asking.service.close()
+    assert sorted(unlabelled, key=found.__getitem__) == [6, 7, 5]

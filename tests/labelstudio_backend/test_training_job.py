@@ -13,16 +13,18 @@ import cv2
 import numpy as np
 import pytest
 
-from labelstudio_backend import serving, training_job
+from labelstudio_backend import learnt, serving, training_job
 from labelstudio_backend.corrections import held_out
 from labelstudio_backend.gate import Verdict
 from labelstudio_backend.job import STOPPED, Job
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.label_studio_http import LabelStudioError
+from labelstudio_backend.learnt import FEATURES
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import Version, load_checkpoint
 from yolonas import checkpoint, labelstudio
+from yolonas.active_learning import SIGNALS_CONF, ImageSignals
 from yolonas.errors import MissingPackageError
 from yolonas.inference.detector import Detector
 from yolonas.model import YoloNAS
@@ -132,6 +134,8 @@ def test_a_first_version_is_trained_published_and_written_down(bench: Bench) -> 
     assert record["tasks"]["train_boxes"] == len(train)
     assert record["tasks"]["held_out_boxes"] == len(test)
     assert record["tasks"]["negatives"] == 1
+    assert record["tasks"]["boxes_per_class"] == {"Square": 12}
+    assert not (version.path / FEATURES).exists(), "by chance nothing is compared"
     assert {n for n, entry in record["manifest"].items() if entry["part"] == "train"} >= {str(n) for n in train}
     assert record["gate"]["decision"] == "published"
     assert not record["gate"]["measured"]
@@ -144,6 +148,26 @@ def test_a_first_version_is_trained_published_and_written_down(bench: Bench) -> 
     left = {path.name for path in bench.jobs.folder(job.id).rglob("*")}
     assert "results.csv" in left
     assert not left & {"images", "resume.pt", "model.safetensors", "best.safetensors"}, "a job does not fill the disk"
+
+
+def test_where_scores_compare_images_the_version_knows_how_those_look_that_it_has_learned_from(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.settings = bench.settings.model_copy(update={"acquisition": "mix"})
+    monkeypatch.setattr(learnt, "IMAGES", 5)
+    assert bench.train().state == "succeeded"
+    version = bench.project.current()
+    found = [signals.feature for signals in learnt.learnt_images(version)]
+    assert len(found) == 5
+    first = task(bench.split(range(1, 13))[0][0])["data"]["image"]
+    content = np.frombuffer(base64.b64decode(first.partition(",")[2]), np.uint8)
+    picture = np.ascontiguousarray(cv2.imdecode(content, cv2.IMREAD_COLOR)[..., ::-1])
+    (seen,) = Detector(version.weights, "cpu").predict_batch([picture], conf=SIGNALS_CONF, signals=True)
+    np.testing.assert_allclose(found[0], ImageSignals.of(seen).feature, atol=1e-3)
+    monkeypatch.setattr(learnt, "write_features", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(training_job, "judge", lambda *_, first: Verdict(True, False, "as good", 3))
+    assert bench.train().state == "succeeded", "the order is not worth a version"
+    assert not (bench.project.current().path / FEATURES).exists()
 
 
 def test_a_version_that_the_gate_refuses_does_not_serve(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ The data are BCCD's training images, with all that people missed in them, or as 
 labels are exact; the test images are others of the same kind.
 
 `backend` goes through `yolonas-labelstudio serve` and the small Label Studio of the tests, `real` through a real one:
-predictions, annotations and trainings travel as they do for people. `direct` has the same split, gate, choice of images
-and counting around the trainer in one process, and compares the strategies. A run labels all images with one strategy
-and one seed, n at 320 px from random weights, a fixed time of training after each round: three minutes of the clock
-with servers; 40 s of the processor in `direct`, where many runs are to be made and other load takes little from them.
+predictions, annotations and trainings travel as they do for people. `direct` has the same split, gate and counting
+around the trainer in one process, and compares the strategies. It chooses images as `yolonas-labelstudio rank` orders
+them, each in the knowledge of those before it; a server scores each task by itself. A run labels all images with one
+strategy and one seed, n at 320 px from random weights, a fixed time of training after each round: three minutes of the
+clock with servers; 40 s of the processor in `direct`, where many runs are to be made and other load takes little from
+them.
 
 A row for each round is added to results/loop_<processor>.csv as it is finished. Runs that are whole are never made
 again, so it may be stopped at any time; delete a run's rows to have it made again. `--table` prints what the rows say,

@@ -1,4 +1,4 @@
-"""The loop without servers: the backend's split, gate and choice of the next images around the trainer itself."""
+"""The loop without servers: the backend's split and gate, and the order of its `rank`, around the trainer itself."""
 
 from __future__ import annotations
 

@@ -75,6 +75,14 @@ class Acquisition:
             logger.exception("project %s: the tasks are scored by their boxes' scores alone", project.key)
             return {key: task_score(region["score"] for region in regions[key]) for key in tasks}
 
+    def plain_score(
+        self, version: Version, key: int, task: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]
+    ) -> float:
+        """The score of a task without signals, a video for example, by its regions alone; arguments as above."""
+        if self.strategy == "random":
+            return by_chance(version.name, task["id"] if isinstance(task.get("id"), int) else key)
+        return task_score(region["score"] for region in regions)
+
     def _task_scores(
         self,
         project: ProjectRegistry,

@@ -22,6 +22,7 @@ from labelstudio_backend.version import Version
 from yolonas.active_learning import BACKGROUND, STRATEGIES, ImageSignals, class_doubt, select
 from yolonas.errors import DataError
 from yolonas.labelstudio import Control, boxes_from_annotation, choose_annotation, class_names
+from yolonas.labelstudio_video import labelled_frames
 
 SAME_SCORE = 5e-7  # Label Studio keeps floats; ours have six digits
 LARGE = 10_000  # px: a side for annotations whose images are not needed
@@ -43,7 +44,7 @@ class Ranking:
     """The order of a project's unlabelled tasks, best first.
 
     labelled: how many tasks are labelled. missing: tasks without a prediction of the version, which are in no order.
-    unseen: ordered tasks of which only the boxes' scores are known, not what the version said about them.
+    unseen: ordered images of which only the boxes' scores are known, not what the version said about them.
     """
 
     version: str
@@ -115,7 +116,7 @@ def rank_project(
 
     version = project.current()
     controls = served_controls(state["label_config"])
-    labels = class_names(controls)
+    labels, images = class_names(controls), any(control.media == "image" for control in controls)
     stored = SignalStore(project.path, version.name, labels).tasks()
     candidates: dict[int, Mapping[str, Any]] = {}
     signals: list[ImageSignals] = []
@@ -137,10 +138,10 @@ def rank_project(
         if prediction is None:
             missing += 1
             continue
-        if known is None:
-            unseen += 1
+        if known is None:  # always so of a video, which goes by its tracks
+            unseen += images
             known = _by_scores(prediction["result"], labels)
-        older = older_regions(task.get("predictions"), version.name)
+        older = older_regions(task.get("predictions"), version.name) if images else None
         differs = known.disagreement if older is None else regions_disagreement(prediction["result"], older)
         candidates[task["id"]] = prediction
         signals.append(dataclasses.replace(known, disagreement=differs))
@@ -203,16 +204,21 @@ def _prediction(task: Mapping[str, Any], version: Version) -> Mapping[str, Any] 
 
 
 def _labels_drawn(annotation: Mapping[str, Any], controls: Sequence[Control], labels: Sequence[str]) -> list[int]:
-    drawn = [boxes_from_annotation(annotation["result"], control, LARGE, LARGE)[1] for control in controls]
-    return [labels.index(label) for names in drawn for label in names if label in labels]
+    drawn: list[str] = []
+    for control in controls:
+        result = annotation["result"]
+        shown = labelled_frames(result, [control]).values() if control.media == "video" else [result]
+        drawn += [label for regions in shown for label in boxes_from_annotation(regions, control, LARGE, LARGE)[1]]
+    return [labels.index(label) for label in drawn if label in labels]
 
 
 def _by_scores(result: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> ImageSignals:
     """The signals of stored regions, of which nothing but labels and scores is known; the feature is left empty."""
+    values = [(region, region.get("value") or {}) for region in result]
     boxes = [
         (labels.index(label), float(region.get("score") or 0.5))
-        for region in result
-        for label in (region.get("value") or {}).get("rectanglelabels") or ()
+        for region, value in values
+        for label in value.get("rectanglelabels") or value.get("labels") or ()  # the latter of a track
         if label in labels
     ]
     scores = np.clip([score for _, score in boxes], 1e-6, 1 - 1e-6)

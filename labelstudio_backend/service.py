@@ -38,7 +38,6 @@ from yolonas.labelstudio import (
     LabelConfigError,
     LabelMap,
     map_labels,
-    task_score,
     to_regions,
 )
 
@@ -308,7 +307,9 @@ class Service:
             {index: one.signals for index, one in done.items()},
         )
         for index, one in done.items():
-            score = scores[index] if index in scores else task_score(region["score"] for region in one.regions)
+            score = scores.get(index)
+            if score is None:
+                score = self.acquisition.plain_score(version, index, asked.tasks[index], one.regions)
             results[index] = {"model_version": version.name, "score": score, "result": one.regions}
         asked.report(version.name, results)
         self._count(asked, results)

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import functools
 import json
+import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -56,6 +57,12 @@ def signals(scores: list[float], labels: list[int], feature: float) -> ImageSign
 def region(label: str = "Car", score: float = 0.9, x: float = 10) -> dict[str, Any]:
     value = {"x": x, "y": 10, "width": 20, "height": 20, "rotation": 0, "rectanglelabels": [label]}
     return {"from_name": "label", "to_name": "image", "type": "rectanglelabels", "score": score, "value": value}
+
+
+def track(label: str = "Car", score: float = 0.9) -> dict[str, Any]:
+    keyframe = {"frame": 1, "enabled": True, "rotation": 0, "x": 10, "y": 10, "width": 20, "height": 20, "time": 0.04}
+    value = {"framesCount": 50, "duration": 2.0, "sequence": [keyframe], "labels": [label]}
+    return {"from_name": "box", "to_name": "video", "type": "videorectangle", "score": score, "value": value}
 
 
 class FakeStudio:
@@ -211,6 +218,27 @@ def test_tasks_that_were_predicted_elsewhere_are_ordered_by_their_scores(
     for path in (project.path / "signals").rglob("*.jsonl"):
         path.unlink()
     assert "Of 5 tasks only the scores" in rank().output
+
+
+def test_videos_are_ordered_by_their_tracks(studio: FakeStudio, project: ProjectRegistry) -> None:
+    shutil.rmtree(project.path / "signals")  # nothing is kept there of a video
+    studio.project["label_config"] = (
+        '<View><Labels name="labels" toName="video"><Label value="Car"/><Label value="Van"/></Labels>'
+        '<Video name="video" value="$video"/><VideoRectangle name="box" toName="video"/></View>'
+    )
+    studio.tasks = []
+    for tracks in ([track(score=0.97)], [track(score=0.55)], [], [track("Van")]):
+        studio.add(tracks)
+    for task in studio.tasks:
+        task["predictions"].append(studio.prediction(1, [track(score=0.9)], "older"))
+    annotation = {"id": 1, "result": [track()] * 3, "was_cancelled": False, "updated_at": CREATED}
+    studio.add([track()], annotations=[annotation])
+    for strategy in ("uncertainty", "disagreement"):  # tracks of two versions are not compared
+        assert order_of(studio, project, strategy) == [2, 3, 4, 1]
+    assert order_of(studio, project, "balance")[0] == 4
+    output = rank("--strategy", "balance").output
+    assert "rare class: Van" in output.splitlines()[1]
+    assert "are known in this folder" not in output
 
 
 def test_a_project_that_is_not_known_here(studio: FakeStudio, tmp_path: Path) -> None:

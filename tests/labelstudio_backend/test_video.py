@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from labelstudio_backend import video, video_frames
+from labelstudio_backend.acquisition import by_chance
 from labelstudio_backend.corrections import Correction, labelled_images
 from labelstudio_backend.media import MediaCache, MediaError
 from labelstudio_backend.registry import Registry
@@ -125,7 +126,6 @@ def test_tracks_in_the_frames_that_label_studio_counts(harness: Harness, film: P
     (prediction,) = harness.predict({"video": data_url(film)})
     car, dog = prediction["result"]
     assert prediction["model_version"].endswith("-v0")
-    assert prediction["score"] == pytest.approx((0.9 * 0.8 + 0.6 * 0.2) / 1.5)  # as of an image with these two boxes
     assert (car["from_name"], car["to_name"], car["type"]) == ("box", "video", "videorectangle")
     assert (car["value"]["labels"], dog["value"]["labels"]) == (["Car"], ["Dog"])
     assert (car["value"]["framesCount"], car["value"]["duration"]) == (100, 4.0)
@@ -137,6 +137,18 @@ def test_tracks_in_the_frames_that_label_studio_counts(harness: Harness, film: P
     (first, *_, last) = dog["value"]["sequence"]
     assert (first["frame"], last["frame"], last["enabled"]) == (31, 71, False)  # frames 12 and 28 at 25 a second
     assert all(0 <= key[side] <= 100 for key in car["value"]["sequence"] for side in ("x", "y", "width", "height"))
+
+
+def test_a_video_goes_by_its_tracks_unless_the_order_is_by_chance(tmp_path: Path, film: Path) -> None:
+    scores = {}
+    for acquisition in ("random", "uncertainty", "balance"):
+        harness = Harness(tmp_path, acquisition=acquisition)
+        (prediction,) = harness.predict({"video": data_url(film)})
+        harness.service.close()
+        scores[acquisition] = prediction["score"]
+    assert scores["random"] == by_chance(prediction["model_version"], 100)
+    # as of an image with these two boxes
+    assert scores["uncertainty"] == scores["balance"] == pytest.approx((0.9 * 0.8 + 0.6 * 0.2) / 1.5)
 
 
 def test_thresholds_of_labels_decide_which_tracks_are_shown(harness: Harness, film: Path) -> None:

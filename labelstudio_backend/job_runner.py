@@ -119,9 +119,10 @@ class JobRunner:
             if (child := self._children.pop(job.id, None)) is not None:
                 child.wait()
             ended = self.jobs.get(job.id)
-            if ended is not None and ended.state == "running":
-                if not (ended.cancel and end_as_known(self.jobs, self._registry, ended)):
-                    self.jobs.requeue(job.id, "stopped with the server or worker; goes on", count=False)
+            if ended is None or ended.state != "running":
+                continue
+            if not (ended.cancel and end_as_known(self.jobs, self._registry, ended)):
+                self.jobs.requeue(job.id, "stopped with the server or worker; goes on", count=False)
 
     def _loop(self) -> None:
         swept = False

@@ -89,7 +89,10 @@ class JobQueue(ABC):
         }
 
     def enqueue(self, project: str, trigger: str) -> int:
-        """Queue a training of `project` and return the job's id; a job of the project that still waits absorbs it."""
+        """Queue a training of `project` and return the job's id; one of the project that waits unbegun absorbs it.
+
+        Not one that has begun and was put back, or is run again: it may go on with the data of before.
+        """
 
         def work(rows: Rows) -> int:
             waits = _waiting(rows, project)
@@ -174,16 +177,13 @@ class JobQueue(ABC):
     def requeue(self, job_id: int, reason: str, *, count: bool) -> None:
         """Put a running job back in the queue, where it goes on from its resume file; `count` it as a restart.
 
-        A later job of the project that waits already is absorbed.
+        A later job of the project that waits behind it goes on waiting: it learns what was labelled meanwhile.
         """
 
         def work(rows: Rows) -> None:
             job = rows.jobs.get(job_id)
             if job is None or job.state != "running":
                 return
-            if (later := _waiting(rows, job.project)) is not None:
-                absorbed = f"absorbed by job {job_id}, which goes on"
-                rows.set(later.id, state="cancelled", reason=absorbed, finished=time.time())
             rows.set(job_id, state="queued", reason=reason, restarts=job.restarts + int(count), seconds_left=None)
 
         self._change(work)
@@ -208,7 +208,7 @@ class JobQueue(ABC):
         """Queue a failed or cancelled job again; returns the id of the job that waits, `None` for any other state.
 
         It goes on with its data where that is still there and nothing was published meanwhile. A job of the project
-        that waits already does in its place.
+        that waits unbegun does in its place.
         """
 
         def work(rows: Rows) -> int | None:
@@ -244,9 +244,13 @@ class JobQueue(ABC):
 
 
 def may_run(jobs: Collection[Job]) -> list[Job]:
-    """The queued jobs, oldest first, of projects of which none is running."""
+    """The oldest queued job of each project of which none is running, oldest first."""
     running = {job.project for job in jobs if job.state == "running"}
-    return sorted((job for job in jobs if job.state == "queued" and job.project not in running), key=lambda job: job.id)
+    oldest: dict[str, Job] = {}
+    for job in sorted(jobs, key=lambda job: job.id):
+        if job.state == "queued" and job.project not in running:
+            oldest.setdefault(job.project, job)
+    return list(oldest.values())
 
 
 def ended_at(job: Job) -> float:
@@ -255,4 +259,6 @@ def ended_at(job: Job) -> float:
 
 
 def _waiting(rows: Rows, project: str) -> Job | None:
-    return next((job for job in rows.jobs.values() if job.project == project and job.state == "queued"), None)
+    """The project's queued job that will learn whatever is labelled by then, as it has not begun."""
+    waiting = (job for job in rows.jobs.values() if job.project == project and job.state == "queued")
+    return next((job for job in waiting if job.started is None), None)

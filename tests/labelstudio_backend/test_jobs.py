@@ -369,12 +369,33 @@ def test_a_job_interrupted_twice_has_failed(jobs: Jobs, start: Start) -> None:
     assert "twice" in job.reason
 
 
-def test_a_job_put_back_absorbs_the_one_that_waited_behind_it(queue: JobQueue) -> None:
+def test_a_job_put_back_goes_on_before_the_one_that_waits_behind_it_and_learns_more(queue: JobQueue) -> None:
     first = queue.enqueue("a", "x")
     queue.claim()
-    second = queue.enqueue("a", "x")
+    second = queue.enqueue("a", "asked for while the first ran")
     queue.requeue(first, "stopped", count=False)
-    assert (state(queue, first), state(queue, second)) == ("queued", "cancelled")
+    assert (state(queue, first), state(queue, second)) == ("queued", "queued")
+    assert queue.enqueue("a", "x") == second, "the first goes on with the labels that it has"
+    assert queue.claim(job_id=second) is None, "one after the other"
+    for job_id in (first, second):
+        claimed = queue.claim()
+        assert claimed is not None
+        assert claimed.id == job_id
+        assert queue.claim(parallel=8) is None
+        queue.finish(job_id, "succeeded", "done")
+
+
+def test_a_request_is_not_taken_for_a_job_that_was_put_back_or_is_run_again(queue: JobQueue) -> None:
+    first = queue.enqueue("a", "x")
+    queue.claim()
+    queue.requeue(first, "stopped", count=False)
+    second = queue.enqueue("a", "x")
+    assert second != first
+    for job_id in (first, second):
+        queue.claim()
+        queue.finish(job_id, "failed", "no")
+    assert queue.retry(first) == first
+    assert queue.enqueue("a", "x") not in (first, second)
 
 
 @pytest.mark.parametrize("code", ["raise SystemExit(75)", "import os; os.kill(os.getpid(), 15)"])

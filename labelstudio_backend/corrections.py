@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ def manifest(found: Iterable[Correction]) -> dict[str, str]:
 def new_since(now: Mapping[str, str], then: Mapping[str, str] | None) -> int:
     """How many tasks were labelled, or labelled anew, since the manifest `then`."""
     return sum(then is None or then.get(task) != stamp for task, stamp in now.items())
+
+
+def labelled_after(now: Mapping[str, str], when: float) -> int:
+    """How many tasks of the manifest `now` were labelled, or labelled anew, after `when` (Unix seconds)."""
+    text = datetime.fromtimestamp(when, UTC).isoformat()  # as Label Studio writes times, which therefore sort as texts
+    return sum(stamp.partition("@")[2] > text for stamp in now.values())
 
 
 def held_out(project_key: str, task: int, fraction: float) -> bool:

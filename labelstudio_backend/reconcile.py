@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from labelstudio_backend import logs
 from labelstudio_backend.client import LabelStudio, same_project
-from labelstudio_backend.corrections import corrections, new_since
-from labelstudio_backend.job import IN_VAIN, Job
+from labelstudio_backend.corrections import corrections, labelled_after, new_since
+from labelstudio_backend.job import Job
 from labelstudio_backend.job_queue import JobQueue, ended_at
 from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.locks import try_lock
@@ -237,14 +237,18 @@ class Reconciler:
         if fresh:
             known.counted = time.monotonic()
         earlier = sorted(self._jobs.find(project.key, brief=True), key=ended_at)
-        in_vain = list(itertools.takewhile(lambda job: job.state in IN_VAIN, reversed(earlier)))
-        learnt = self._jobs.get(earlier[-1 - len(in_vain)].id) if len(in_vain) < len(earlier) else None
-        count = new_since(known.manifest, None if learnt is None else learnt.manifest)
+        failed = list(itertools.takewhile(lambda job: job.state == "failed", reversed(earlier)))
+        # What a person cancelled is not begun anew by itself: as after one that learnt, only what is newer counts.
+        last = self._jobs.get(earlier[-1 - len(failed)].id) if len(failed) < len(earlier) else None
+        if last is not None and last.state == "cancelled" and last.manifest is None:  # before it had pulled anything
+            count = labelled_after(known.manifest, ended_at(last))
+        else:
+            count = new_since(known.manifest, None if last is None else last.manifest)
         if count < every:
             return
-        if in_vain:
-            wait = min(RETRY_SECONDS * 2 ** min(len(in_vain) - 1, 10), LONGEST_WAIT)
-            if time.time() - (in_vain[0].finished or in_vain[0].created) < wait:
+        if failed:
+            wait = min(RETRY_SECONDS * 2 ** min(len(failed) - 1, 10), LONGEST_WAIT)
+            if time.time() - ended_at(failed[0]) < wait:
                 return
         job = self._jobs.enqueue(project.key, f"{count} newly corrected tasks")
         log.info("project %s: %d newly corrected tasks, training queued as job %d", project.key, count, job)

@@ -377,17 +377,14 @@ def test_a_training_that_could_not_pull_is_not_queued_again_at_once(tmp_path: Pa
     assert len(bench.jobs.find()) == 1
 
 
-@pytest.mark.parametrize("state", ["failed", "cancelled"])
-def test_what_a_failed_training_pulled_is_not_learnt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: Any
-) -> None:
+def test_what_a_failed_training_pulled_is_not_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(tmp_path, train_every=1)
     bench.studio.annotate(1)
     bench.reconcile()
     job = bench.jobs.claim()
     assert job is not None
     bench.jobs.report(job.id, manifest={"1": "130@2026-01-01T00:00:30Z"})
-    bench.jobs.finish(job.id, state, "killed by SIGKILL (out of memory, perhaps)")
+    bench.jobs.finish(job.id, "failed", "killed by SIGKILL (out of memory, perhaps)")
     bench.reconcile()
     assert len(bench.jobs.find()) == 1, "not at once"
     monkeypatch.setattr(reconcile, "RETRY_SECONDS", 0.0)
@@ -399,6 +396,29 @@ def test_what_a_failed_training_pulled_is_not_learnt(
     bench.jobs.finish(again.id, "succeeded", "better")
     bench.reconcile()
     assert len(bench.jobs.find()) == 2
+
+
+@pytest.mark.parametrize("pulled", [True, False])
+def test_a_cancelled_training_comes_again_only_after_as_many_new_corrections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pulled: bool
+) -> None:
+    monkeypatch.setattr(reconcile, "RETRY_SECONDS", 0.0)
+    bench = Bench(tmp_path, train_every=2)
+    bench.studio.annotate(1, 2)
+    bench.reconcile()
+    job = bench.jobs.claim()
+    assert job is not None
+    if pulled:
+        bench.jobs.report(job.id, manifest={str(n): f"{n * 100 + 30}@2026-01-01T00:00:30Z" for n in (1, 2)})
+    bench.jobs.finish(job.id, "cancelled", "cancelled")
+    monkeypatch.setattr(reconcile, "ended_at", lambda job: 1767225635.0)  # 2026-01-01T00:00:35Z
+    bench.reconcile()
+    bench.studio.annotate(3, at=40)
+    bench.reconcile()
+    assert len(bench.jobs.find()) == 1
+    bench.studio.annotate(1, at=41)
+    bench.reconcile()
+    assert [job.trigger for job in bench.jobs.find()] == ["2 newly corrected tasks"] * 2
 
 
 def test_errors_that_differ_each_time_are_remembered_within_a_bound(

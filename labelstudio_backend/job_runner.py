@@ -239,11 +239,11 @@ class JobRunner:
             if code < 0:
                 name = signal.Signals(-code).name
                 hint = " (out of memory, perhaps)" if -code == signal.SIGKILL else ""
-                reason = f"the job's process was killed by {name}{hint}; {_again(job)}"
+                if once_more(self.jobs, job, f"the job's process was killed by {name}{hint}"):
+                    return
             else:
                 where = self.jobs.folder(job.id) / "log.txt"
-                reason = f"the job's process ended with exit code {code}; see {where}"
-            self.jobs.finish(job.id, "failed", reason)
+                self.jobs.finish(job.id, "failed", f"the job's process ended with exit code {code}; see {where}")
         self._report_end(job.id)
 
     def _report_end(self, job_id: int) -> None:
@@ -294,8 +294,15 @@ def end_as_known(jobs: JobQueue, registry: Registry, job: Job) -> bool:
     return job.cancel
 
 
-def _again(job: Job) -> str:
-    return f"its labels are learnt by the next training, or run it again: yolonas-labelstudio jobs retry {job.id}"
+def once_more(jobs: JobQueue, job: Job, why: str) -> bool:
+    """Have a running job whose process died go on, or fail if it has gone on before; returns whether it goes on."""
+    if job.restarts == 0:
+        log.warning("job %d goes on: %s", job.id, why)
+        jobs.requeue(job.id, f"{why}; goes on", count=True)
+        return True
+    again = f"its labels are learnt by the next training, or run it again: yolonas-labelstudio jobs retry {job.id}"
+    jobs.finish(job.id, "failed", f"{why} after it had gone on once; {again}")
+    return False
 
 
 def go_on(jobs: JobQueue, registry: Registry, job: Job) -> Job | None:
@@ -312,12 +319,8 @@ def go_on(jobs: JobQueue, registry: Registry, job: Job) -> Job | None:
         fresh = jobs.get(job.id)
         if fresh is None or fresh.state != "running":
             return fresh if fresh is not None and fresh.state in FINAL else None
-        if not end_as_known(jobs, registry, fresh):
-            if fresh.restarts == 0:
-                log.warning("job %d was interrupted; it goes on", job.id)
-                jobs.requeue(job.id, "interrupted; goes on", count=True)
-                return None
-            jobs.finish(job.id, "failed", f"interrupted twice; {_again(job)}")
+        if not end_as_known(jobs, registry, fresh) and once_more(jobs, fresh, "interrupted"):
+            return None
         return jobs.get(job.id)
     finally:
         os.close(lock)

@@ -55,6 +55,7 @@ class JobRunner:
         self._stop_seconds = stop_seconds
         self._poll_seconds = poll_seconds
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._untold: set[int] = set()  # others' that run, and what ended here: their end is still to be passed on
         self._terminated: dict[int, float] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="job-runner", daemon=True)
@@ -140,7 +141,10 @@ class JobRunner:
             self._stopping.wait(self._poll_seconds)
 
     def _step(self) -> None:
-        for job in self.jobs.find(states=("running",), brief=True):
+        running = self.jobs.find(states=("running",), brief=True)
+        for job_id in self._untold - {job.id for job in running} - self._children.keys():
+            self._report_end(job_id)
+        for job in running:
             if job.id not in self._children:
                 self._adopt(job)
         for job_id, child in list(self._children.items()):
@@ -157,12 +161,13 @@ class JobRunner:
             if job.cancel and job.state == "running":
                 self._end(job)
         else:
+            self._untold.add(job.id)
             del self._children[job.id]
             fresh = self.jobs.get(job.id) or job
             if fresh.state == "running":
                 self._settle(fresh, code)
             else:  # by its own hand: its process wrote the outcome itself
-                self._ended(fresh)
+                self._report_end(job.id)
 
     def _start(self, job_id: int, parallel: int | None) -> int | None:
         """Start a job that may run; returns its lock, which the caller has to close, None where it may not."""
@@ -201,10 +206,10 @@ class JobRunner:
 
     def _adopt(self, job: Job) -> None:
         """See to a running job that a former server started: still alive, or to be started again, once."""
+        self._untold.add(job.id)
         if not _held(self.jobs, job):
-            ended = go_on(self.jobs, self._registry, job)
-            if ended is not None:
-                self._ended(ended)
+            if go_on(self.jobs, self._registry, job) is not None:
+                self._report_end(job.id)
         elif job.cancel:
             self._end(job)
 
@@ -247,13 +252,12 @@ class JobRunner:
         self._report_end(job.id)
 
     def _report_end(self, job_id: int) -> None:
+        """Pass on that a job ended, unless it was put back into the queue."""
         job = self.jobs.get(job_id)
-        if job is not None:
-            self._ended(job)
-
-    def _ended(self, job: Job) -> None:
-        self._terminated.pop(job.id, None)
-        tell_end(self.jobs, job, self._on_end)
+        if job is not None and job.state in FINAL:
+            self._terminated.pop(job_id, None)
+            tell_end(self.jobs, job, self._on_end)
+        self._untold.discard(job_id)
 
 
 def tell_end(jobs: JobQueue, job: Job, on_end: Callable[[Job], None]) -> None:

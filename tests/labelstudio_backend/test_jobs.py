@@ -345,6 +345,27 @@ def test_a_job_whose_server_was_killed_is_adopted_while_it_lives(jobs: Jobs, sta
     assert job.restarts == 1
 
 
+def test_the_end_of_an_adopted_job_is_passed_on_once(jobs: Jobs, start: Start) -> None:
+    job_id, go = jobs.enqueue("a", "x"), jobs.path.with_name("go")
+    done = finishing(jobs)
+    waiting = f"import pathlib, time\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.02)\n"
+    dead = start(lambda job: waiting + done(job))
+    child_of(dead, job_id)
+    dead._stopping.set()
+    dead._thread.join()
+    child = dead._children.pop(job_id)
+    ended: list[Job] = []
+    runner = start(on_end=ended.append)
+    wait(lambda: job_id in runner._untold)
+    go.touch()
+    assert child.wait(60) == 0
+    wait(lambda: bool(ended))
+    other = jobs.enqueue("b", "x")
+    child_of(runner, other)  # it has looked again
+    assert [(job.id, job.state) for job in ended] == [(job_id, "succeeded")]
+    assert not runner._untold
+
+
 def test_stopping_the_server_ends_an_adopted_job_too(jobs: Jobs, start: Start) -> None:
     job_id = jobs.enqueue("a", "x")
     dead = start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,10 +49,11 @@ LONG = ("curve", "manifest", "record")  # fields that grow with tasks and epochs
 def tidy(folder: Path) -> None:
     """Remove from an ended job's folder what only a running one needs: images, checkpoints and exported files.
 
-    Its log, its list of data and the curves stay.
+    Its log, its list of data and the curves stay, and what may not be removed: a worker's user may be another one.
     """
     for name in ("images", "serving"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for pattern in ("*.safetensors", "training/*.safetensors", "training/resume.pt"):
         for path in folder.glob(pattern):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()

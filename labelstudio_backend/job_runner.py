@@ -261,7 +261,10 @@ class JobRunner:
 
 
 def tell_end(jobs: JobQueue, job: Job, on_end: Callable[[Job], None]) -> None:
-    """Log that a job ended, tidy up after its project's jobs, and pass the end on; what fails there is logged."""
+    """Log that a job ended, tidy up after its project's jobs, and pass the end on; what fails there is logged.
+
+    Raises QueueError where the queue does not answer; then nothing was passed on.
+    """
     log.info("job %d of %s %s: %s", job.id, job.project, job.state, job.reason)
     tidy_ended(jobs, job.project)
     try:

@@ -71,8 +71,10 @@ class RemoteRunner:
         for job in self.jobs.find(states=("running",), brief=True):
             go_on(self.jobs, self._registry, job)
         ended = self.jobs.find(states=FINAL, brief=True)
-        told, self._told = self._told, {(job.id, job.finished) for job in ended}
-        for job in ended:
-            if told is not None and (job.id, job.finished) not in told:
+        marks = {(job.id, job.finished): job for job in ended}
+        self._told = set(marks) if self._told is None else self._told & marks.keys()
+        for mark, job in marks.items():
+            if mark not in self._told:
                 tell_end(self.jobs, job, self._on_end)
+                self._told.add(mark)
         self.jobs.dispatch()

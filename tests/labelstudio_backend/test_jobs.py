@@ -13,7 +13,7 @@ import pytest
 
 from labelstudio_backend.job import Job
 from labelstudio_backend.job_queue import JobQueue
-from labelstudio_backend.job_runner import JobRunner
+from labelstudio_backend.job_runner import JobRunner, tell_end
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.redis_jobs import RedisJobs
 from labelstudio_backend.registry import ProjectRegistry, Registry
@@ -563,6 +563,27 @@ def test_a_listener_that_raises_does_not_stop_the_queue(jobs: Jobs, start: Start
     wait(lambda: state(jobs, first) == "failed")
     second = jobs.enqueue("a", "x")
     wait(lambda: state(jobs, second) == "failed")
+
+
+def test_a_file_that_may_not_be_removed_does_not_keep_the_end_from_being_passed_on(
+    queue: JobQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = queue.enqueue("a", "x")
+    queue.finish(job_id, "refused", "worse")
+    left = queue.folder(job_id) / "model.safetensors"
+    left.parent.mkdir(parents=True)
+    left.touch()
+
+    def others(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError("of another user")
+
+    monkeypatch.setattr(Path, "unlink", others)
+    job = queue.get(job_id)
+    assert job is not None
+    ended: list[Job] = []
+    tell_end(queue, job, ended.append)
+    assert ended == [job]
+    assert left.exists()
 
 
 def test_two_servers_of_one_queue_run_each_job_once(jobs: Jobs, start: Start) -> None:

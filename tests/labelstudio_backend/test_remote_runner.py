@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rq import Queue
@@ -76,6 +77,31 @@ def test_each_server_hears_of_each_end_once(jobs: RedisJobs, registry: Registry)
             assert heard == []
             jobs.cancel(first)
     assert heard == [(1, first, "cancelled"), (2, first, "cancelled")], "it ended a second time"
+
+
+def test_ends_that_come_while_redis_goes_away_are_heard_of_when_it_is_back(
+    jobs: RedisJobs, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    server = RemoteRunner(jobs, registry, on_end=lambda job: heard.append(job.id))
+    server.step()
+    ended = [jobs.enqueue(project, "x") for project in ("a", "b")]
+    for job_id in ended:
+        jobs.finish(job_id, "refused", "worse")
+    find = jobs.find
+
+    def gone_after_the_first(project: str | None = None, **options: Any) -> list[Job]:
+        if project is not None and heard:
+            raise QueueError("Redis is away")
+        return find(project, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "find", gone_after_the_first)
+        with pytest.raises(QueueError):
+            server.step()
+    for _ in range(2):
+        server.step()
+    assert heard == ended
 
 
 def test_a_job_whose_worker_died_goes_on_once_and_then_has_failed(jobs: RedisJobs, registry: Registry) -> None:

@@ -249,9 +249,11 @@ class ProjectRegistry:
                 lock = try_lock(version.path / RECORD)
                 if lock is None:
                     continue
-                record = {name: value for name, value in version.record.items() if name != "manifest"}
-                _write_json(version.path / RECORD, {**record, "removed": time.time()})
-                os.close(lock)
+                try:
+                    record = {name: value for name, value in version.record.items() if name != "manifest"}
+                    _write_json(version.path / RECORD, {**record, "removed": time.time()})
+                finally:
+                    os.close(lock)
                 removed.append(self.version(version.number))
             for version in [*gone, *removed]:  # those of before, too: a kill may have come between
                 for path in version.path.iterdir():

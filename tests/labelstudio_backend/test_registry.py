@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from labelstudio_backend import project_registry
 from labelstudio_backend.locks import try_lock
 from labelstudio_backend.registry import ProjectRegistry, Registry, project_key
 from labelstudio_backend.settings import UNTRAINED
-from labelstudio_backend.version import RegistryError, Version, class_names, load_checkpoint
+from labelstudio_backend.version import RECORD, RegistryError, Version, class_names, load_checkpoint
 
 HOST, UID = "http://localhost:8080", "5.1795289898"
 
@@ -390,6 +391,23 @@ def test_retention_removes_the_oldest_but_nothing_that_is_needed(
         load_checkpoint(project.version(5))
     assert project.publish(checkpoint, {}).number == 9, "numbers are never given again"
     assert Path(project.version(3).weights).exists()
+
+
+def test_retention_on_a_full_disk_leaves_no_version_locked(
+    project: ProjectRegistry, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published(project, checkpoint, 3)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(project_registry, "_write_json", full)
+        with pytest.raises(OSError, match="No space left"):
+            project.retain(1)
+    lock = try_lock(project.version(1).path / RECORD)
+    assert lock is not None, "whoever loads it would wait for ever"
+    os.close(lock)
 
 
 def test_what_a_kill_left_of_a_removed_version_is_removed_later(project: ProjectRegistry, checkpoint: Path) -> None:

@@ -15,12 +15,14 @@ Times are Unix seconds.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
@@ -153,20 +155,20 @@ class Api:
         version = self._current(project)
         return {
             **self._brief(project, seen),
-            "labels": labels_view(project.label_config, version, self._service.models.names),
+            "labels": labels_view(_metadata(project).get("label_config"), version, self._service.models.names),
             "problems": self._problems(project, seen),
             "rounds": None if seen.rounds is None else [work.to_dict() for work in seen.rounds],
             "jobs": self.jobs(key)["jobs"],
         }
 
     def _brief(self, project: ProjectRegistry, seen: Seen) -> dict[str, Any]:
-        version, state = self._current(project), project.metadata()
+        version = self._current(project)
         return {
             "key": project.key,
             "id": project.project_id,
             "title": seen.title,
             "url": seen.url,
-            "hostname": state.get("hostname"),
+            "hostname": _metadata(project).get("hostname"),
             "seen": {"when": seen.when, "error": seen.error},
             "tasks": seen.tasks,
             "labelled": seen.labelled,
@@ -176,9 +178,11 @@ class Api:
         }
 
     def _problems(self, project: ProjectRegistry, seen: Seen) -> list[dict[str, Any]]:
+        unreadable = self._unreadable(project)
         problems = [{"text": text, "count": 1, "last": seen.when} for text in seen.problems]
-        if seen.error is not None:
+        if seen.error is not None and seen.error not in unreadable:
             problems.insert(0, {"text": seen.error, "count": 1, "last": None})
+        problems += [{"text": text, "count": 1, "last": None} for text in unreadable]
         if self._queue_problem is not None:
             problems.append({"text": f"Trainings cannot be seen: {self._queue_problem}", "count": 1, "last": None})
         if self._settings.label_studio_url == "":
@@ -199,21 +203,44 @@ class Api:
         return {"versions": found[::-1]}
 
     def _versions(self, project: ProjectRegistry) -> list[Version]:
-        """As `ProjectRegistry.versions`, each read once: with the list of its tasks a record may have megabytes."""
-        paths = (project.path / "versions").glob(f"v*/{RECORD}")
-        return [self._record(project, number) for number in sorted(int(path.parent.name[1:]) for path in paths)]
+        """As `ProjectRegistry.versions`, each read once: with the list of its tasks a record may have megabytes.
+
+        Those that cannot be read are left out; `_unreadable` tells.
+        """
+        found = []
+        for number in _numbers(project):
+            with contextlib.suppress(RegistryError):
+                found.append(self._record(project, number))
+        return found
 
     def _current(self, project: ProjectRegistry) -> Version | None:
-        """The version that serves; None before the first."""
+        """The version that serves; None before the first, and where it cannot be read."""
         try:
             return self._record(project, project.current_number())
         except RegistryError:
             return None
 
+    def _unreadable(self, project: ProjectRegistry) -> list[str]:
+        """What cannot be read of a project's files, each with what to do: the rest is shown all the same."""
+        looks: list[Callable[[], object]] = [project.metadata]
+        if (project.path / "current").exists():
+            looks.append(lambda: self._record(project, project.current_number()))
+        looks += [partial(self._record, project, number) for number in _numbers(project)]
+        found = []
+        for look in looks:
+            try:
+                look()
+            except RegistryError as error:
+                found.append(redact(str(error)))
+        return list(dict.fromkeys(found))
+
     def _record(self, project: ProjectRegistry, number: int) -> Version:
         path = project.path / "versions" / f"v{number}" / RECORD
-        stamp = path.stat().st_mtime_ns
-        if self._records.get(path, (0, None))[0] != stamp:
+        try:
+            stamp = path.stat().st_mtime_ns
+        except OSError:
+            stamp = 0  # reading it says what is wrong
+        if self._records.get(path, (-1, None))[0] != stamp:
             version = project.version(number)
             record = {name: value for name, value in version.record.items() if name != "manifest"}
             self._records[path] = stamp, replace(version, record=record)
@@ -277,6 +304,18 @@ class Api:
 
     def _find(self, key: str) -> ProjectRegistry:
         return self._registry.project(key)
+
+
+def _metadata(project: ProjectRegistry) -> dict[str, Any]:
+    """The project's metadata; none where they cannot be read."""
+    try:
+        return project.metadata()
+    except RegistryError:
+        return {}
+
+
+def _numbers(project: ProjectRegistry) -> list[int]:
+    return sorted(int(path.parent.name[1:]) for path in (project.path / "versions").glob(f"v*/{RECORD}"))
 
 
 def _answer(work: Callable[..., Any], *arguments: Any) -> Response:

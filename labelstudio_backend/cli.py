@@ -217,11 +217,13 @@ def describe(settings: Settings, start: str) -> list[str]:
         how = "are read from here, without HTTP" if folder.is_dir() else "cannot be read: there is no such folder"
         lines.append(f"Images         Those of {folder} {how}.")
     for project in Registry(settings.projects_dir).projects():
+        host = "?"
         try:
+            host = project.metadata().get("hostname") or host
             served = f"serves {project.current().name} of {len(project.versions())} versions"
         except YolonasError as error:
             served = str(error)
-        lines.append(f"Project        {project.project_id} of {project.metadata().get('hostname') or '?'} {served}.")
+        lines.append(f"Project        {project.project_id} of {host} {served}.")
         lines += [f"               {line}" for line in _mapping(project)]
     return lines
 

@@ -21,7 +21,6 @@ from labelstudio_backend.client import LabelStudio, same_project
 from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.redaction import redact
 from labelstudio_backend.registry import ProjectRegistry, Registry
-from labelstudio_backend.version import RegistryError
 from yolonas.errors import YolonasError
 
 log = logging.getLogger(__name__)
@@ -196,10 +195,7 @@ def _count(state: Mapping[str, Any], name: str) -> int | None:
 
 def _problems(client: LabelStudio, project: ProjectRegistry, state: Mapping[str, Any]) -> list[str]:
     """What keeps predictions or trainings from working, each with what to do."""
-    try:
-        names = {version.name for version in project.versions()}
-    except RegistryError:
-        names = set()
+    names = set(project.names())
     rows = client.ml_backends(project.project_id)
     own = [row for row in rows if row.get("title") in names or row.get("model_version") in names]
     connect = f"run `yolonas-labelstudio connect --project {project.project_id}`"

@@ -14,7 +14,7 @@ from typing import Any
 
 from labelstudio_backend.locks import locked, try_lock
 from labelstudio_backend.settings import UNTRAINED
-from labelstudio_backend.version import CHECKPOINT, RECORD, START, TRAINED, RegistryError, Version
+from labelstudio_backend.version import CHECKPOINT, RECORD, START, TRAINED, MissingVersionError, RegistryError, Version
 from yolonas.atomic import atomic_file, sync_folder
 
 _LOCK = ".lock"
@@ -35,12 +35,17 @@ class ProjectRegistry:
         return (self.path / "project.json").is_file()
 
     def metadata(self) -> dict[str, Any]:
-        """`hostname`, `uid` ("ID.timestamp"), `project_id`, `label_config` (XML last seen) and what update() added."""
+        """`hostname`, `uid` ("ID.timestamp"), `project_id`, `label_config` (XML last seen) and what update() added.
+
+        RegistryError where they cannot be read.
+        """
         try:
-            text = (self.path / "project.json").read_text(encoding="utf-8")
+            return _read_json(
+                self.path / "project.json",
+                "or delete it and open the project's model page in Label Studio, which has it written anew",
+            )
         except FileNotFoundError:
             return {}
-        return dict(json.loads(text))
 
     def update(self, **values: Any) -> dict[str, Any]:
         """Merge `values` (JSON) into the metadata, atomically; returns all of it."""
@@ -81,11 +86,11 @@ class ProjectRegistry:
     # -- versions ----------------------------------------------------------------------------------------------
 
     def current(self) -> Version:
-        """The version that serves; RegistryError before the first."""
+        """The version that serves; MissingVersionError before the first, RegistryError where it cannot be read."""
         return self.version(self.current_number())
 
     def current_number(self) -> int:
-        """The number of the version that serves; RegistryError before the first."""
+        """The number of the version that serves; raises as `current`."""
         return int(self._pointer()["version"])
 
     def pinned(self) -> bool:
@@ -94,20 +99,23 @@ class ProjectRegistry:
 
     def _pointer(self) -> dict[str, Any]:
         try:
-            return dict(json.loads((self.path / "current").read_text(encoding="utf-8")))
+            return _read_json(self.path / "current", f"or say which version serves: {self._rollback()}")
         except FileNotFoundError:
-            raise RegistryError(
+            raise MissingVersionError(
                 f"project {self.key} has no version yet; Label Studio's /setup makes the first"
             ) from None
 
     def version(self, number: int) -> Version:
-        """Version `number`; RegistryError when there is none."""
+        """Version `number`; MissingVersionError when there is none, RegistryError where it cannot be read."""
         path = self.path / "versions" / f"v{number}"
         try:
-            record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            record = _read_json(path / RECORD, f"and if v{number} serves, have another one serve: {self._rollback()}")
         except FileNotFoundError:
-            raise RegistryError(f"project {self.key} has no version v{number} in {path.parent}") from None
+            raise MissingVersionError(f"project {self.key} has no version v{number} in {path.parent}") from None
         return Version(self._name(number), number, self.key, path, record)
+
+    def _rollback(self) -> str:
+        return f"yolonas-labelstudio versions --project {self.key} rollback NUMBER"
 
     def names(self) -> list[str]:
         """The names of all versions, oldest first, without reading their records."""
@@ -133,7 +141,7 @@ class ProjectRegistry:
             start["labels"] = list(labels)
 
         def fits() -> Version | None:
-            with contextlib.suppress(RegistryError):
+            with contextlib.suppress(MissingVersionError):
                 version = self.current()
                 known = {"tags": {}, **version.record}
                 same = {key: known.get(key) for key in start} == start
@@ -194,7 +202,7 @@ class ProjectRegistry:
         """Whether a trained version may become current without a person's word."""
         try:
             pointer = self._pointer()
-        except RegistryError:
+        except MissingVersionError:
             return True
         if "over" not in pointer:
             return True
@@ -320,7 +328,7 @@ class ProjectRegistry:
     def _add(self, folder: Path, record: dict[str, Any], base: int | None = None) -> Version:
         """Make a version of the folder, and make it current where nobody minds; the caller holds the lock."""
         if base is None:
-            with contextlib.suppress(RegistryError):
+            with contextlib.suppress(MissingVersionError):
                 base = self.current().number
         number = max(self._numbers(), default=-1) + 1
         record = {**record, "number": number, "parent": base, "published": time.time()}
@@ -345,6 +353,17 @@ def _stamp(weights: str) -> str | None:
 def _sync_file(path: Path) -> None:
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    """What `_write_json` wrote; FileNotFoundError where nothing is there, RegistryError where it cannot be read."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        reason = (isinstance(error, OSError) and error.strerror) or "it is damaged"
+        raise RegistryError(f"{path} cannot be read ({reason}): restore it from a backup, {remedy}") from error
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -28,7 +28,7 @@ from labelstudio_backend.registry import ProjectRegistry, Registry, project_key
 from labelstudio_backend.scheduler import Level, Picture, Scheduler
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.tag_weights import by_weights, start_weights
-from labelstudio_backend.version import RegistryError, Version
+from labelstudio_backend.version import MissingVersionError, RegistryError, Version
 from labelstudio_backend.video import NotReachedError, Videos, lowest_score, tracks
 from yolonas.active_learning import SIGNALS_CONF, disagreement, mirrored
 from yolonas.errors import YolonasError
@@ -256,7 +256,7 @@ class Service:
             return [[] for _ in tasks]
         try:
             version = project.current()
-        except RegistryError:  # no /setup yet
+        except MissingVersionError:  # no /setup yet
             version = self._start(project, controls)
         version = self._serving(project, version)
         owed, everyone = Owed(project), asked.numbers()

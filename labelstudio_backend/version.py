@@ -22,7 +22,11 @@ PUBLISHED = "yolo_nas_s_coco"
 
 
 class RegistryError(YolonasError):
-    """A project or version that is not there, or a registry that cannot be written."""
+    """A project or version that is not there, or a registry that cannot be read or written."""
+
+
+class MissingVersionError(RegistryError):
+    """A version that is not there, which says nothing against making one."""
 
 
 class Figures(TypedDict):

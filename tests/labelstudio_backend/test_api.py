@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +20,7 @@ from labelstudio_backend import page as page_module
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.job_queue import QueueError
 from labelstudio_backend.overview import Seen
-from labelstudio_backend.registry import ProjectRegistry
+from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.thumbnails import THUMBNAIL_SIDE, shown_control
 from labelstudio_backend.views import LOG_BYTES, task_view
 from real_label_studio import wait
@@ -276,6 +277,33 @@ def test_a_record_is_read_once_and_again_when_it_changes(
         assert [entry["removed"] for entry in client.get(path).json()["versions"]] == [False, False, False, True, False]
     finally:
         record.write_text(kept)
+
+
+@pytest.mark.parametrize("name", ["current", "project.json", "versions/v0/record.json"])
+@pytest.mark.parametrize("damage", ["", None])
+def test_a_project_that_cannot_be_read_is_shown_with_that_problem_beside_the_others(
+    client: httpx.Client, served: Backend, name: str, damage: str | None
+) -> None:
+    other = Registry(served.registry.path.parent).register("http://elsewhere", "7.1795289898", "<View/>")
+    try:
+        other.ensure_start("untrained-n", [])
+        path = other.path / name
+        path.unlink()
+        if damage is not None:
+            path.write_text(damage)
+        found = client.get("/api/projects").raise_for_status().json()["projects"]
+        projects = {project["key"]: project for project in found}
+        assert projects[served.key]["serves"]["number"] == 4
+        if damage is None and name != "versions/v0/record.json":
+            return  # as before the first version, and as a project that is not known
+        assert projects[other.key]["problem_count"] >= 1
+        one = client.get(f"/api/projects/{other.key}").raise_for_status().json()
+        wanted = "has no version v0 in" if damage is None else f"{path} cannot be read"
+        assert any(wanted in problem["text"] for problem in one["problems"])
+        assert (one["serves"] is None) == (name != "project.json")
+        assert client.get(f"/api/projects/{other.key}/versions").status_code == 200
+    finally:
+        shutil.rmtree(other.path)
 
 
 # -- what looking costs ----------------------------------------------------------------------------------------------

@@ -12,9 +12,14 @@ import pytest
 from click import ClickException
 from click.testing import CliRunner
 
+from labelstudio_backend.app import create_app
 from labelstudio_backend.cli import describe, main, read_settings
+from labelstudio_backend.models import Model
 from labelstudio_backend.registry import Registry
-from labelstudio_backend.settings import Settings
+from labelstudio_backend.settings import UNTRAINED, Settings
+from labelstudio_backend.version import Version
+from real_label_studio import wait
+from yolonas.errors import YolonasError
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +72,29 @@ def test_a_port_in_use_is_one_sentence() -> None:
     assert result.output.strip() == (
         f"Error: cannot listen on 127.0.0.1:{port} (Address already in use); choose by --host and --port"
     )
+
+
+@pytest.mark.parametrize("name", ["current", "project.json", "versions/v0/record.json"])
+def test_a_project_that_cannot_be_read_does_not_keep_the_server_from_starting(name: str, tmp_path: Path) -> None:
+    settings = Settings(state_dir=tmp_path, weights=UNTRAINED)
+    projects = [Registry(settings.projects_dir).register("http://ls", f"{n}.1795289898", "<View/>") for n in (5, 6)]
+    versions = [project.ensure_start(UNTRAINED, []) for project in projects]
+    (projects[0].path / name).write_text("")
+    lines = describe(settings, "it")
+    assert any(line.startswith("Project        5 of ") and "cannot be read (it is damaged)" in line for line in lines)
+    assert f"Project        6 of http://ls serves {versions[1].name} of 1 versions." in lines
+    loaded: list[str] = []
+
+    def load(version: Version) -> Model:
+        loaded.append(version.name)
+        raise YolonasError("none here")
+
+    app = create_app(settings, load=load)
+    app.state.start()
+    try:
+        wait(lambda: versions[1].name in loaded)
+    finally:
+        app.state.stop()
 
 
 def test_a_device_that_is_none_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

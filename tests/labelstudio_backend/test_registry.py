@@ -303,6 +303,34 @@ def test_a_full_disk_leaves_the_old_version(
     assert project.publish(checkpoint, {}) == project.current()
 
 
+@pytest.mark.parametrize("damage", ["", "\0\0\0", "[1]", "7", None])
+def test_what_cannot_be_read_is_said_and_not_replaced_by_start_weights(
+    project: ProjectRegistry, checkpoint: Path, damage: str | None
+) -> None:
+    project.ensure_start("w.pth", [])
+    project.publish(checkpoint, {})
+
+    def spoil(path: Path) -> None:
+        path.unlink()
+        path.mkdir() if damage is None else path.write_text(damage)
+
+    spoil(project.path / "current")
+    why = "Is a directory" if damage is None else "it is damaged"
+    sentence = rf"current cannot be read \({why}\): restore it from a backup, or .* --project {project.key} rollback"
+    for look in (project.current, project.pinned, lambda: project.ensure_start("w.pth", [])):
+        with pytest.raises(RegistryError, match=sentence):
+            look()
+    assert len(project.names()) == 2
+    if damage is not None:
+        assert project.rollback(1) == project.current()
+    spoil(project.version(1).path / "record.json")
+    with pytest.raises(RegistryError, match=r"v1/record.json cannot be read .*if v1 serves, .* rollback NUMBER"):
+        project.version(1)
+    spoil(project.path / "project.json")
+    with pytest.raises(RegistryError, match=r"project.json cannot be read .*delete it"):
+        project.metadata()
+
+
 def test_clean_spares_what_another_process_is_writing(registry: Registry, project: ProjectRegistry) -> None:
     alive, dead = (project.path / "versions" / f".tmp-{name}" for name in ("alive", "dead"))
     for path in (alive, dead):

@@ -481,10 +481,11 @@ def test_a_failed_or_cancelled_job_is_retried_under_its_number(jobs: Jobs, start
     assert jobs.retry(99) is None
     once = jobs.path.with_name("once")
     done = finishing(jobs)
-    start(lambda job: done(job) if once.exists() else f"open({str(once)!r}, 'w').close()\nraise SystemExit(3)")
+    runner = start(lambda job: done(job) if once.exists() else f"open({str(once)!r}, 'w').close()\nraise SystemExit(3)")
     wait(lambda: state(jobs, first) == "failed")
     assert jobs.retry(first) == first
     wait(lambda: state(jobs, first) == "succeeded")
+    runner.stop()  # or it starts what is to wait
     assert jobs.retry(first) is None
     second = jobs.enqueue("b", "x")
     jobs.cancel(second)

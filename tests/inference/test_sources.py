@@ -151,6 +151,62 @@ def test_a_file_that_declares_endless_pixels_is_refused_undecoded(
     assert image_header.pixels(bomb(kind, 20)) == 400
 
 
+def damaged(data: bytes, segment: bytes, added: bytes) -> bytes:
+    """A JPEG file with these bytes before one of its segments, over which libjpeg goes on with a warning."""
+    position = data.index(segment)
+    return data[:position] + added + data[position:]
+
+
+@pytest.mark.parametrize("added", [b"\0", b"stray", b"\xff\0", b"\xff\xff", b"\xff\x01", b"\xff\xd3", b"\xff\xfe\0\0"])
+@pytest.mark.parametrize("segment", [b"\xff\xdb", b"\xff\xc0", b"\xff\xc4"])
+def test_stray_bytes_between_the_segments_of_a_jpeg_hide_nothing(
+    segment: bytes, added: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photograph = damaged(encoded(smooth(), "JPEG"), segment, added)
+    assert read_image(photograph).shape[:2] == image_header.size(photograph) == (48, 64)
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(DataError, match="declares 2500000000 pixels"):
+        read_image(damaged(bomb("JPEG"), segment, added))
+
+
+LARGE = b"32000 32000"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"P6\n#" + b"c" * 5000 + b"\n" + LARGE + b"\n255\n",
+        b"P6\n#" + b"c" * 4084 + b"\n8 100000000\n255\n",  # of which only some digits are looked at
+        b"P6\n# a\r" + LARGE + b" 255\n8 8\n255\n",
+        b"P6\n8#32000000\n8 255\n",
+        b"P7\n# a\rWIDTH 32000\rHEIGHT 32000\rDEPTH 3\rMAXVAL 255\rENDHDR\n\nWIDTH 8\nHEIGHT 8\nENDHDR\n",
+        b"P7\nWIDTH  32000\nHEIGHT  32000\nDEPTH 3\nMAXVAL 255\nENDHDR\nWIDTH 8\nHEIGHT 8\nENDHDR\n",
+        b"#?RADIANCE\n-Y 8 +X 8\nFORMAT=32-bit_rle_rgbe\n\n-Y 32000 +X 32000\n",
+        b"#?RADIANCE\n" + b"c" * 127 + b"\nFORMAT=32-bit_rle_rgbe\n\n-Y 32000 +X 32000\n\n-Y 8 +X 8\n",
+        b"RIFF\x64\0\0\0WEBP" + b"/\xff\x3f\xff\x0f" + b"\0" * 100,  # a raw VP8L stream, in no chunk
+        b"\x89PNG\r\n\x1a\n\0\0\0\x08tEXt\0\0\0\x08\0\0\0\x08",
+    ],
+)
+def test_a_header_that_opencv_reads_otherwise_is_not_taken_for_a_small_image(
+    header: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cv2, "imdecode", None)
+    with pytest.raises(DataError, match=r"declares \d{9,} pixels|its header tells no size"):
+        read_image(header + b"\0" * 1000)
+
+
+@pytest.mark.parametrize("kind", [6, 8, 9, 4])
+def test_a_tiff_whose_size_stands_there_twice_or_signed(kind: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = {6: 127, 8: 32000, 9: 32000, 4: 32000}[kind]
+    entries = [(0x100, kind, 1, large), (0x100, 4, 1, 8), (0x101, kind, 1, large), (0x101, 4, 1, 8)]
+    data = b"II*\0\x08\0\0\0" + struct.pack("<H", 4) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    assert image_header.pixels(data + b"\0" * 100) == large**2
+
+
+def test_a_bitmap_of_os_2_tells_its_size() -> None:
+    assert image_header.pixels(b"BM" + b"\0" * 12 + b"\x0c\0\0\0" + struct.pack("<HH", 30, 20)) == 600
+
+
 @pytest.mark.parametrize(
     "suffix", [".webp", ".avif", ".tiff", ".ppm", ".pgm", ".pbm", ".pam", ".pfm", ".hdr", ".ras", ".jp2"]
 )

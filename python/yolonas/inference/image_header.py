@@ -8,14 +8,21 @@ import struct
 from collections.abc import Iterator
 
 _TIFF_WIDTH, _TIFF_HEIGHT, _EXIF_ORIENTATION = 0x0100, 0x0101, 0x0112
-_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 16: "Q"}  # BYTE, SHORT, LONG and BigTIFF's LONG8
+# BYTE, SHORT, LONG, the signed ones, which libtiff takes as well, and BigTIFF's LONG8 and SLONG8
+_WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}
 _SOF = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # start-of-frame markers; C4, C8, CC are tables and extensions
-# Netpbm (P1 to P6, PF), PAM and Radiance write the size as text.
+# Netpbm (P1 to P6, PF), PAM and Radiance write the size as text. Stricter than OpenCV reads it, never looser: what is
+# found is what OpenCV finds.
+_GAP, _PAM_LINES = rb"\s(?:\s|#[^\n\r]*[\n\r])*", rb"(?:(?!ENDHDR)[A-Z#][^\n\r]*\n)*?"
 _SIZE_IN_TEXT = re.compile(
-    rb"P[1-6Ff](?:\s|#[^\n]*\n)+(\d{1,9})(?:\s|#[^\n]*\n)+(\d{1,9})"
-    rb"|P7\s(?=(?:.*\n)*?WIDTH (\d{1,9}))(?=(?:.*\n)*?HEIGHT (\d{1,9}))"
-    rb"|#\?(?:.*\n)*?[-+][XY] (\d{1,9}) [-+][XY] (\d{1,9})"
+    rb"P[1-6]" + _GAP + rb"(\d{1,9})" + _GAP + rb"(\d{1,9})(?=\D)"
+    rb"|P[Ff]\n(\d{1,9})\s(\d{1,9})(?=\s)"
+    rb"|P7\n(?=" + _PAM_LINES + rb"WIDTH (\d{1,9})\n)(?=" + _PAM_LINES + rb"HEIGHT (\d{1,9})\n)"
+    rb"|#\?(?:[^\n]{1,120}\n)+\n-Y (\d{1,9}) \+X (\d{1,9})(?=\D)"
 )
+_TEXT_BYTES = 4096  # of a header in text that are looked at
+# A marker with a segment, so none of TEM and RST. What stands before one libjpeg passes over too, with a warning.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])")
 _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 
 
@@ -40,14 +47,16 @@ def size(data: bytes) -> tuple[int, int] | None:
 
 
 def pixels(data: bytes) -> int:
-    """How many pixels an image file declares to have; 0 where that is not known before decoding."""
+    """How many pixels an image file declares to have; 0 where its header does not tell."""
     width = height = 0
     try:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
-            width, height = struct.unpack(">II", data[16:24])
+            width, height = struct.unpack(">II", data[16:24]) if data[12:16] == b"IHDR" else (0, 0)
         elif data.startswith((b"GIF87a", b"GIF89a")):
             width, height = struct.unpack("<HH", data[6:10])
-        elif data.startswith(b"BM") and data[14:18] != b"\x0c\0\0\0":  # not OS/2's, of 65535 px at most
+        elif data.startswith(b"BM") and data[14:18] == b"\x0c\0\0\0":  # OS/2's
+            width, height = struct.unpack("<HH", data[18:22])
+        elif data.startswith(b"BM"):
             width, height = struct.unpack("<ii", data[18:26])
         elif data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
             tags = _tiff_tags(data)
@@ -61,7 +70,7 @@ def pixels(data: bytes) -> int:
             width, height = max(found, key=math.prod, default=(0, 0))
         elif data.startswith(b"\x59\xa6\x6a\x95"):  # Sun raster
             width, height = struct.unpack(">II", data[4:12])
-        elif (text := _SIZE_IN_TEXT.match(data, 0, 4096)) is not None:
+        elif (text := _SIZE_IN_TEXT.match(data, 0, _TEXT_BYTES)) is not None:
             width, height = (int(number) for number in text.groups() if number is not None)
         else:
             for marker, start, end in _jpeg_segments(data):
@@ -78,6 +87,8 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     if data[12:16] == b"VP8L":
         (bits,) = struct.unpack("<I", data[21:25])
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if data[12:16] != b"VP8 ":
+        return 0, 0
     width, height = struct.unpack("<HH", data[26:30])
     return width & 0x3FFF, height & 0x3FFF
 
@@ -123,16 +134,15 @@ def is_turned_avif(data: bytes) -> bool:
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Marker, start and end of the payload, of each segment up to the start of scan."""
     position = 2 if data.startswith(b"\xff\xd8") else len(data)
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if marker == 0xFF:  # fill byte
-            position += 1
-            continue
-        (length,) = struct.unpack(">H", data[position + 2 : position + 4])
-        yield marker, position + 4, position + 2 + length
+    while (found := _MARKER.search(data, position)) is not None:
+        marker, start = found[1][0], found.end()
+        if marker == _EOI or start + 2 > len(data):
+            return
+        (length,) = struct.unpack(">H", data[start : start + 2])
+        yield marker, start + 2, start + length
         if marker == _SOS:
             return
-        position += 2 + length
+        position = start + max(length, 2)
 
 
 def _orientation(tiff: bytes) -> int:
@@ -152,14 +162,15 @@ def _tiff_tags(tiff: bytes) -> dict[int, int]:
         (directory,), number, length, head = struct.unpack(order + "I", tiff[4:8]), "H", 12, "HHI"
     first = directory + struct.calcsize(order + number)
     (entries,) = struct.unpack(order + number, tiff[directory:first].ljust(first - directory, b"\0"))
-    tags = {}
+    tags: dict[int, int] = {}
     for i in range(min(entries, 1 << 16)):
         entry = tiff[first + length * i : first + length * (i + 1)]
         if len(entry) < length:
             break
         tag, kind, count = struct.unpack_from(order + head, entry)
         if count == 1 and kind in _WHOLE_NUMBERS:
-            (tags[tag],) = struct.unpack_from(order + _WHOLE_NUMBERS[kind], entry, struct.calcsize(order + head))
+            (value,) = struct.unpack_from(order + _WHOLE_NUMBERS[kind], entry, struct.calcsize(order + head))
+            tags.setdefault(tag, value)  # libtiff ignores the second of two
     return tags
 
 

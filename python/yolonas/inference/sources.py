@@ -92,6 +92,8 @@ def check_header(data: bytes, name: str) -> None:
         raise DataError(f"{name} is an AVIF file with a rotation, which OpenCV ignores: save it upright")
     if (pixels := image_header.pixels(data)) > MOST_PIXELS:
         raise DataError(f"{name} declares {pixels} pixels, and more than {MOST_PIXELS} are not read: cut it into tiles")
+    if pixels == 0:  # nor is what may have any number of them
+        raise DataError(f"{name} is damaged, or not an image that OpenCV can read: its header tells no size")
 
 
 def decode(data: bytes, name: str) -> Image:

@@ -189,6 +189,29 @@ class Settings(BaseSettings):
             )
         return value
 
+    @field_validator("label_studio_token", "secret")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and re.fullmatch(r"[ -~]+", value.get_secret_value()) is None:
+            raise ValueError("it has other characters than ASCII's letters, digits and signs, which no header can hold")
+        return value
+
+    @field_validator("basic_auth_user")
+    @classmethod
+    def _without_a_colon(cls, value: str) -> str:
+        if ":" in value:
+            raise ValueError("it has a colon, which ends a user name")
+        return value
+
+    @field_validator("basic_auth_user", "basic_auth_pass")
+    @classmethod
+    def _latin(cls, value: str | SecretStr | None) -> str | SecretStr | None:
+        try:
+            (value.get_secret_value() if isinstance(value, SecretStr) else value or "").encode("latin-1")
+        except UnicodeEncodeError:
+            raise ValueError("it has characters beyond Latin-1, which Label Studio cannot send") from None
+        return value
+
     @field_validator("media_hosts")
     @classmethod
     def _only_hosts(cls, value: str) -> str:

@@ -36,7 +36,7 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 def settings(**values: Any) -> Settings:
-    return Settings(label_studio_url="", label_studio_token=None, **values)
+    return Settings(**{"label_studio_url": "", "label_studio_token": None, **values})
 
 
 def call(
@@ -325,6 +325,12 @@ def test_what_is_a_json_object() -> None:
         ({"basic_auth_user": "me", "basic_auth_pass": "1234567"}, "it has 7 characters"),
         ({"basic_auth_user": "me"}, "set together or not at all"),
         ({"basic_auth_pass": PASSWORD}, "set together or not at all"),
+        ({"secret": "Schlüsselwort"}, "other characters than ASCII's letters"),
+        ({"secret": "two lines\nof it"}, "other characters than ASCII's letters"),
+        ({"label_studio_token": "Schlüsselwort"}, "other characters than ASCII's letters"),
+        ({"basic_auth_user": "me", "basic_auth_pass": "Schlüsselwort €"}, "beyond Latin-1, which Label Studio cannot"),
+        ({"basic_auth_user": "я", "basic_auth_pass": PASSWORD}, "beyond Latin-1, which Label Studio cannot send"),
+        ({"basic_auth_user": "me:you", "basic_auth_pass": PASSWORD}, "it has a colon, which ends a user name"),
         ({"media_hosts": "http://cdn/"}, "'http://cdn/' is no host"),
         ({"media_folders": "pictures"}, "'pictures' is no absolute path"),
         ({"media_folders": "/"}, "name the folders of the images"),
@@ -333,5 +339,5 @@ def test_what_is_a_json_object() -> None:
 def test_settings_that_protect_nothing_are_refused(values: dict[str, str], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence) as raised:
         settings(**values)
-    for secret in ("short", "1234567", PASSWORD):
+    for secret in ("short", "1234567", "Schlüsselwort", PASSWORD):
         assert secret not in str(raised.value), "a traceback would show it"

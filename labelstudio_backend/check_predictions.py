@@ -64,9 +64,8 @@ def _labels_told(case: Case, version: str, backend: Backend) -> Iterator[Check]:
 
 
 def versions(case: Case, state: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Check]:
-    """The version that answers = title = project.model_version = that of the predictions."""
-    name, version = "Version", str(row.get("model_version"))
-    shown, kept = state.get("model_version"), _version(case, row)
+    """The version that answers = title = project.model_version."""
+    name, version, shown = "Version", str(row.get("model_version")), state.get("model_version")
     if row.get("auto_update") is False:
         yield Check(name, "FAIL", "Label Studio was told to stay at one version of the backend", case.connect)
     elif row.get("title") != version or shown != version:
@@ -74,6 +73,11 @@ def versions(case: Case, state: Mapping[str, Any], row: Mapping[str, Any]) -> It
         yield Check(name, "FAIL", text, f"{case.connect} (else tasks are not ordered, and predicted twice)")
     else:
         yield Check(name, "OK", f"{version} serves, is the backend's title, and is what the project shows")
+
+
+def predictions(case: Case, state: Mapping[str, Any], row: Mapping[str, Any]) -> Iterator[Check]:
+    """How many tasks have a prediction of the version that answers."""
+    version, kept = str(row.get("model_version")), _version(case, row)
     given, tasks = case.client.model_versions(case.project), int(state["task_number"])
     count, others = given.get(version, 0), sum(given.values()) - given.get(version, 0)
     text = f"{count} of {counted(tasks, 'task')} have a prediction of {version}" + (

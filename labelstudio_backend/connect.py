@@ -251,7 +251,7 @@ class _Connector:
         others, left = [webhook for webhook in there if webhook not in ours], []
         if others:
             rows = [row["url"] for row in self._rows() if not any(same_address(row["url"], a) for a in self.gone)]
-            left = left_webhooks(others, [self.url, *rows], self.gone, self.transport)
+            left = left_webhooks(unused_webhooks(others, [self.url, *rows]), self.gone, self.transport)
         for webhook, why in [
             *((w, "it is there twice") for w in ours[1:]),
             *((w, "its backend is gone") for w in left),
@@ -288,22 +288,24 @@ def missing_of(webhook: Mapping[str, Any], headers: Mapping[str, str]) -> list[s
     return missing + [f"header {name}" for name, value in headers.items() if there.get(name) != value]
 
 
-def left_webhooks(
-    webhooks: Iterable[Mapping[str, Any]],
-    used: Iterable[str],
-    gone: Iterable[str],
-    transport: httpx.BaseTransport | None = None,
-) -> list[Mapping[str, Any]]:
-    """The webhooks that deleted yolonas backends left in a project.
+def unused_webhooks(webhooks: Iterable[Mapping[str, Any]], used: Iterable[str]) -> list[Mapping[str, Any]]:
+    """The webhooks that end in /webhook, as those of backends do, with no backend `used` at their address any more."""
+    used = list(used)
+    backends = [webhook for webhook in webhooks if str(webhook["url"]).rstrip("/").endswith("/webhook")]
+    return [one for one in backends if not any(same_address(_base(one), address) for address in used)]
 
-    They end in /webhook, and no backend is `used` at their address any more; and they carry our mark, or are of an
-    address that is `gone`, or a yolonas backend answers there. Any others may be somebody else's.
+
+def left_webhooks(
+    unused: Iterable[Mapping[str, Any]], gone: Iterable[str], transport: httpx.BaseTransport | None = None
+) -> list[Mapping[str, Any]]:
+    """Those of the `unused` webhooks that deleted yolonas backends left in a project beyond doubt.
+
+    They carry our mark, or are of an address that is `gone`, or a yolonas backend answers there. Any others may be
+    somebody else's.
     """
-    used, gone, left = list(used), list(gone), []
-    for webhook in webhooks:
-        base, found, end = str(webhook["url"]).rstrip("/").rpartition("/webhook")
-        if not found or end or any(same_address(base, address) for address in used):
-            continue
+    gone, left = list(gone), []
+    for webhook in unused:
+        base = _base(webhook)
         known = MARK in (webhook.get("headers") or {}) or any(same_address(base, address) for address in gone)
         if not known:
             with Backend(base, transport=transport) as backend:
@@ -311,6 +313,11 @@ def left_webhooks(
         if known:
             left.append(webhook)
     return left
+
+
+def _base(webhook: Mapping[str, Any]) -> str:
+    """The address of the backend that a webhook is of."""
+    return str(webhook["url"]).rstrip("/").removesuffix("/webhook")
 
 
 def _described(row: Mapping[str, Any], values: Mapping[str, Any]) -> str:

@@ -111,7 +111,8 @@ class FakeStudio(httpx.MockTransport):
         self.predictions: list[dict[str, Any]] = []
         self.version = "1.23.2"
         self.reserved = False  # refuses private addresses
-        self.refused = ""  # a pattern of "METHOD path" that the token may not do
+        self.refused = ""  # a pattern of "METHOD path" that the token may not do ...
+        self.refusal = 403  # ... and what is answered to it
         self.status = 0  # answered to everything, where it is set
         self.away = 0  # calls that are not answered
         self.lose = 0  # imports that are carried out, but whose answer is lost
@@ -147,7 +148,7 @@ class FakeStudio(httpx.MockTransport):
             if request.headers.get("authorization") != f"Token {TOKEN}":
                 raise Answer(401, detail="Invalid token.")
             if self.refused and re.search(self.refused, f"{request.method} {path}"):
-                raise Answer(403, detail="You do not have permission to perform this action.")
+                raise Answer(self.refusal, detail="You do not have permission to perform this action.")
             if path in self.files:
                 return httpx.Response(200, content=self.files[path])
             return self._answer(name, path, dict(request.url.params), body)

@@ -188,6 +188,27 @@ def test_label_studio_that_is_away_old_or_has_no_such_project(bench: Bench) -> N
     assert "check that it runs" in found.advice
 
 
+@pytest.mark.parametrize("status", [403, 500])
+@pytest.mark.parametrize(
+    ("path", "name", "missing"),
+    [
+        ("api/ml", "Backend", ALL[4:13]),
+        ("api/webhooks", "Webhook", []),
+        ("api/projects/5/model-versions", "Predictions", []),
+        ("api/tasks", "Images", []),
+    ],
+)
+def test_a_check_that_label_studio_refuses_is_a_failed_one_and_the_others_go_on(
+    bench: Bench, status: int, path: str, name: str, missing: list[str]
+) -> None:
+    bench.studio.refused, bench.studio.refusal = f"GET {path}$", status
+    found = bench.problems()
+    assert found[name].state == "FAIL"
+    assert f"{path}" in found[name].text
+    assert f"answered {status}" in found[name].text
+    assert bench.order == [other for other in ALL if other not in missing]
+
+
 # -- the connection: what is wrong is named, `connect` is the advice, and mends it ------------------------------------
 
 
@@ -227,6 +248,23 @@ def test_each_fault_is_named_and_connect_mends_it(
     assert found[name].advice.startswith(ADVICE)
     bench.connect()
     assert set(bench.problems()) == before
+
+
+def test_a_webhook_of_nobody_known_is_left_to_the_person(bench: Bench) -> None:
+    theirs = [bench.studio.add_webhook(url) for url in ("http://dead/webhook", "http://dead/webhook/n8n")]
+    found = bench.problems()["Webhook"]
+    assert found.state == "WARN"
+    assert found.text == f"webhook {theirs[0]['id']} (http://dead/webhook) is of no backend of the project"
+    assert "remove it under Settings > Webhooks" in found.advice
+    bench.connect()
+    assert bench.studio.webhooks[1:] == theirs, "they may be somebody else's"
+
+
+def test_a_token_that_may_only_read(bench: Bench) -> None:
+    bench.studio.refused = "(PATCH|POST|DELETE) api"
+    found = bench.problems()["Webhook"]
+    assert found.state == "WARN"
+    assert found.advice == "run doctor with a token whose user may save webhooks"
 
 
 def test_other_backends_of_the_project(bench: Bench) -> None:

@@ -35,7 +35,8 @@ class Asked:
 
     def __post_init__(self) -> None:
         self.deadline = time.monotonic() + self.seconds
-        self.hostname = str(self.project.metadata().get("hostname", ""))
+        metadata = self.project.metadata()
+        self.uid, self.hostname = str(metadata.get("uid", "")), str(metadata.get("hostname", ""))
 
     def numbers(self, indices: Iterable[int] | None = None) -> list[int]:
         """Label Studio's numbers of these tasks, or of all, where they have one."""
@@ -50,7 +51,9 @@ class Asked:
         """The image `value` of a task, to be read when its turn has come: uint8 RGB [h, w, 3], EXIF-transposed."""
 
         number = self.number(index)
-        return Picture((self.hostname, value), lambda: read_task_image(media, value, number, self.hostname))
+        return Picture(  # equal values of two projects may be two images
+            (self.project.key, value), lambda: read_task_image(media, value, number, self.uid, self.hostname)
+        )
 
     def not_reached(self, index: int) -> None:
         """Note that the deadline, or that nobody waits any more, came before the task's turn."""
@@ -84,16 +87,16 @@ def level_of(body: Mapping[str, Any]) -> Level:
     return Level.OPENED if len(body["tasks"]) == 1 else Level.MANY
 
 
-def read_task_image(media: MediaCache, value: str, task: int | None, hostname: str) -> np.ndarray:
+def read_task_image(media: MediaCache, value: str, task: int | None, uid: str, hostname: str) -> np.ndarray:
     """The image `value` of a task, uint8 RGB [h, w, 3], EXIF-transposed. Raises MediaError."""
     from yolonas.inference.sources import read_image
 
     try:
-        content = media.fetch(value, task_id=task, hostname=hostname).read_bytes()
+        content = media.fetch(value, task_id=task, uid=uid, hostname=hostname).read_bytes()
     except FileNotFoundError:  # evicted between the two calls
-        content = media.fetch(value, task_id=task, hostname=hostname).read_bytes()
+        content = media.fetch(value, task_id=task, uid=uid, hostname=hostname).read_bytes()
     try:
         return read_image(content)
     except DataError as error:
-        media.forget(value)  # so that a mended file is seen
+        media.forget(value, uid)  # so that a mended file is seen
         raise MediaError(f"{brief(value)} {str(error).removeprefix('<bytes> ')}") from None

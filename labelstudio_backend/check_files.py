@@ -35,6 +35,7 @@ def images(case: Case, state: Mapping[str, Any]) -> Iterator[Check]:
     if not tasks or not keys:
         yield Check("Images", "OK", "no task has one yet")
         return
+    uid, hostname = project_uid(state), _hostname(case, state)
     fetched, sizes = 0, []
     with tempfile.TemporaryDirectory() as folder:
         media = MediaCache(
@@ -51,7 +52,7 @@ def images(case: Case, state: Mapping[str, Any]) -> Iterator[Check]:
                     continue
                 video = kind == "video"
                 try:
-                    file = media.fetch(value, task_id=task["id"], hostname=_hostname(case, state), video=video)
+                    file = media.fetch(value, task_id=task["id"], uid=uid, hostname=hostname, video=video)
                     if video:
                         count = checked(file).frame_count() or "?"
                     else:

@@ -3,7 +3,8 @@
 Only two kinds of hosts are ever asked: Label Studio at the configured address, with the token, and the hosts of
 `YOLONAS_MEDIA_HOSTS`, without it; besides, the links that Label Studio signs for the storages of a project. Label
 Studio may name itself differently in its tasks (LABEL_STUDIO_HOST): such a URL is rewritten to the configured address,
-so that no request goes where a task points.
+so that no request goes where a task points. That holds for the projects that the configured Label Studio has: the names
+of files repeat, so those of a project of another one are not asked of it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import httpx
 
 from labelstudio_backend import metrics
 from labelstudio_backend.addresses import PORTS, AddressError, address, below, host, origin, relative
-from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.client import LabelStudio, same_project
 from labelstudio_backend.egress import Egress, ForbiddenError, Trust
 from labelstudio_backend.file_cache import FileCache
 from labelstudio_backend.label_studio_http import CONNECT_SECONDS, LabelStudioError
@@ -37,6 +38,7 @@ _RESOLVED = r"(tasks|projects)/\d+/(resolve|presign)/$"  # the answer is a signe
 _SERVED = re.compile(rf"(data|storage-data|static)/.|{_RESOLVED}")  # where Label Studio serves files
 _LOCAL_FILES = "data/local-files/"
 _REDIRECTS = 3
+_ASK_AGAIN_SECONDS = 60.0  # whether Label Studio has a project that it had not
 
 
 class MediaError(YolonasError):
@@ -85,6 +87,7 @@ class MediaCache:
         self._files = FileCache(self.folder, settings.media_cache_bytes)
         self._settings = settings
         self._client = client
+        self._projects: dict[str, tuple[bool, float]] = {}  # by "ID.timestamp": whether it is there, known until when
         self._http = httpx.Client(
             timeout=httpx.Timeout(settings.media_seconds, connect=CONNECT_SECONDS),
             follow_redirects=False,
@@ -95,18 +98,21 @@ class MediaCache:
     def close(self) -> None:
         self._http.close()
 
-    def fetch(self, value: str, *, task_id: int | None = None, hostname: str = "", video: bool = False) -> Path:
+    def fetch(
+        self, value: str, *, task_id: int | None = None, uid: str = "", hostname: str = "", video: bool = False
+    ) -> Path:
         """A local file with the content of a task's image or video: one of the cache, or of `YOLONAS_MEDIA_FOLDERS`.
 
         `value`: `/data/upload/...`, `/data/local-files/?d=...`, a URL of Label Studio's or of an allowed host, a path
         in an allowed folder, a `data:` URL, or a cloud URI such as `s3://...`, which Label Studio resolves for the task
-        `task_id`. `hostname`: the address under which Label Studio named itself at /setup. Raises MediaError: one
-        sentence that says what to do.
+        `task_id`. `uid`: "ID.timestamp" of the task's project; `hostname`: the address under which its Label Studio
+        named itself at /setup. Raises MediaError: one sentence that says what to do.
         """
         limits = _Limits.of(self._settings, video)
+        hostname = self._known_name(value, uid, hostname)
         if (own := self._local_file(value, hostname, limits)) is not None:
             return own
-        key = f"{self._settings.label_studio_url}\n{value}"
+        key = self._key(value, uid)
         if (cached := self._files.get(key)) is not None:
             metrics.media.labels("cached").inc()
             return cached
@@ -129,9 +135,55 @@ class MediaCache:
         """Bytes in the cache."""
         return self._files.size()
 
-    def forget(self, value: str) -> None:
+    def forget(self, value: str, uid: str = "") -> None:
         """Drop the cached file, so that the next fetch asks again; for who found it unreadable."""
-        self._files.drop(f"{self._settings.label_studio_url}\n{value}")
+        self._files.drop(self._key(value, uid))
+
+    def _key(self, value: str, uid: str) -> str:
+        """What a cloud URI stands for, the storages of its project decide."""
+        base = self._settings.label_studio_url
+        return f"{base}\n{uid}\n{value}" if _is_cloud_uri(value) else f"{base}\n{value}"
+
+    # -- whose -------------------------------------------------------------------------------------------------
+
+    def _known_name(self, value: str, uid: str, hostname: str) -> str:
+        """`hostname` where it is another name of the configured Label Studio, "" where that has not the project.
+
+        Raises MediaError for what only the project's own Label Studio can give then.
+        """
+        base = self._settings.label_studio_url
+        if not uid or not self._of_label_studio(value, hostname) or self._has_project(uid, value):
+            return hostname
+        if below(value, hostname) and not below(value, base):
+            return ""  # an address like any other
+        raise MediaError(
+            f"{brief(value)} can only be had through the task's own Label Studio, and the one at {base} has not its "
+            "project, or hides it from the token's user; run a backend of its own for that Label Studio, or set a "
+            "token that sees the project"
+        )
+
+    def _of_label_studio(self, value: str, hostname: str) -> bool:
+        """Whether the value names something of Label Studio's own, or of the storages that it knows."""
+        base = self._settings.label_studio_url
+        if value.startswith("/") and not value.startswith("//"):
+            return _SERVED.match(relative(value.partition("?")[0], base, hostname)) is not None
+        return below(value, base) or below(value, hostname) or _is_cloud_uri(value)
+
+    def _has_project(self, uid: str, value: str) -> bool:
+        """Whether the configured Label Studio has the project "ID.timestamp"; without a token to ask by, it has."""
+        if self._client is None or self._settings.token is None:
+            return True
+        known, until = self._projects.get(uid, (False, 0.0))
+        if time.monotonic() < until:
+            return known
+        try:
+            known = same_project(self._client.get_project(int(uid.partition(".")[0])), uid)
+        except LabelStudioError as error:
+            if error.status not in (403, 404):
+                raise MediaError(f"{brief(value)} could not be fetched: {error}") from error
+            known = False
+        self._projects[uid] = known, time.monotonic() + (float("inf") if known else _ASK_AGAIN_SECONDS)
+        return known
 
     # -- where -------------------------------------------------------------------------------------------------
 
@@ -192,7 +244,7 @@ class MediaCache:
             raise MediaError(f"{brief(value)} is not in one of the folders of YOLONAS_MEDIA_FOLDERS")
         if value.startswith("/") and not value.startswith("//"):
             return self._label_studio(relative(parts.path, base, hostname), parts.query, value), True
-        if parts.scheme and parts.netloc:
+        if _is_cloud_uri(value):
             if task_id is None:
                 raise MediaError(f"{brief(value)} can only be had through Label Studio, for a task with an ID")
             uri = base64.urlsafe_b64encode(value.encode(errors="replace")).decode()
@@ -327,6 +379,15 @@ class MediaCache:
             )
             raise MediaError(f"{shown} redirects to {host(target)}, which is not followed; {advice}")
         return target
+
+
+def _is_cloud_uri(value: str) -> bool:
+    """Whether it is of a storage, like s3://bucket/1.jpg, which Label Studio resolves."""
+    try:
+        parts = urlsplit(value[:1000])  # of a data: URL no more
+    except ValueError:
+        return False
+    return parts.scheme not in ("", "http", "https", "file", "data") and parts.netloc != ""
 
 
 def _named_file(query: str) -> str | None:

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import click
 
 from labelstudio_backend.cli import settings_from
-from labelstudio_backend.client import LabelStudio
+from labelstudio_backend.client import LabelStudio, project_uid
 from labelstudio_backend.corrections import FETCHES, keep
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.options import label_studio, project_options
@@ -70,12 +70,14 @@ def pull_project(
 ) -> Pulled:
     """Write tasks.json (Label Studio's JSON), label_config.xml and images/ of a project into the folder `out`.
 
-    The tasks' data name the files in images/, except where an image could not be fetched. `fetch(value, task_id=...)`
-    gives the local file of a task's image, or raises YolonasError. Raises YolonasError where there is nothing to pull.
+    The tasks' data name the files in images/, except where an image could not be fetched. `fetch(value, task_id=...,
+    uid=...)` gives the local file of a task's image, or raises YolonasError. Raises YolonasError where there is nothing
+    to pull.
     """
     from tqdm import tqdm
 
-    config = client.get_project(project)["label_config"]
+    state = client.get_project(project)
+    uid, config = project_uid(state), state["label_config"]
     controls = [control for control in parse_label_config(config) if control.media == "image"]
     if not class_names(controls):
         raise DataError(f"the label config of project {project} has no RectangleLabels on an Image, nothing to learn")
@@ -98,7 +100,7 @@ def pull_project(
         if path.is_file():
             return False
         try:
-            keep(fetch(value, task_id=task["id"]), path)
+            keep(fetch(value, task_id=task["id"], uid=uid), path)
         except YolonasError as error:
             return f"task {task['id']}: {error}"
         return True

@@ -421,7 +421,8 @@ class Service:
 
         data = asked.tasks[video.task].get("data") or {}
         try:
-            file = self.media.fetch(video.value, task_id=asked.number(video.task), hostname=asked.hostname, video=True)
+            number = asked.number(video.task)
+            file = self.media.fetch(video.value, task_id=number, uid=asked.uid, hostname=asked.hostname, video=True)
             looked = self.videos.look(file, f"{served.name} {conf}", model.names, detect, asked.deadline)
             rates = [control.frames_per_second(data) for control, _ in used]
             found = [

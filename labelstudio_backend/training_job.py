@@ -254,16 +254,17 @@ class _Training:
         controls = self._controls()
         found = corrections(self.client.iter_tasks(self.project.project_id, only_annotated=True))
         _patiently(lambda: self.jobs.report(self.job.id, manifest=manifest(found)))
-        hostname = str(self.project.metadata().get("hostname", ""))
+        metadata = self.project.metadata()
+        uid, hostname = str(metadata.get("uid", "")), str(metadata.get("hostname", ""))
         media = MediaCache(self.settings, self.client)
 
         def fetch(value: str, task: int) -> Path:
             self._continue()
-            return media.fetch(value, task_id=task, hostname=hostname)
+            return media.fetch(value, task_id=task, uid=uid, hostname=hostname)
 
         def fetch_video(value: str, task: int) -> Path:
             self._continue()
-            return media.fetch(value, task_id=task, hostname=hostname, video=True)
+            return media.fetch(value, task_id=task, uid=uid, hostname=hostname, video=True)
 
         def on_image(done: int) -> None:
             if done % 10 == 0:

@@ -15,6 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from labelstudio_backend import label_studio_http
+from labelstudio_backend import media as media_module
 from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.media import MediaCache, MediaError
 from labelstudio_backend.settings import Settings
@@ -44,7 +46,9 @@ class Web:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> Callable[..., MediaCache]:
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., MediaCache]:
+    monkeypatch.setattr(label_studio_http, "RETRY_SECONDS", 0.0)
+
     def make(web: Web, token: str | None = TOKEN, url: str = BASE, **values: Any) -> MediaCache:
         settings = Settings(
             state_dir=tmp_path, label_studio_url=url, label_studio_token=token, weights="untrained-n", **values
@@ -487,6 +491,112 @@ def test_a_sub_path_that_only_label_studio_itself_knows(cache: Callable[..., Med
         media.fetch(value, hostname="https://example.org/label")
     with pytest.raises(MediaError, match=r"is on example\.org"):
         media.fetch("https://example.org/data/upload/5/x.jpg", hostname="https://example.org/label")
+
+
+# -- a backend that two Label Studios connect to: the names of their files are the same
+
+UID, CREATED = "5.1795289898", "2026-11-21T19:38:18.810449Z"
+PROJECT = BASE + "/api/projects/5/"
+OTHER = "http://other.example.org"
+
+
+def studios(created: str) -> Web:
+    """The configured one, whose project 5 was created then, another one, and a host of images."""
+    uri = base64.urlsafe_b64encode(b"s3://bkt/a.jpg").decode()
+    files = ("data/upload/5/a.jpg", "data/local-files/?d=a.jpg", f"tasks/3/resolve/?fileuri={uri}")
+    pages: dict[str, Any] = {f"{BASE}/{path}": b"ours" for path in files}
+    pages |= {f"{OTHER}/{path}": b"theirs" for path in files}
+    pages |= {"http://cdn/a.jpg": b"everyone's", PROJECT: httpx.Response(200, json={"id": 5, "created_at": created})}
+    return Web(pages)
+
+
+@pytest.mark.parametrize("hostname", [OTHER, BASE, "http://localhost:8080", ""])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "/data/upload/5/a.jpg",
+        "/ls/data/upload/5/a.jpg",
+        "/data/local-files/?d=a.jpg",
+        "s3://bkt/a.jpg",
+        "/tasks/3/resolve/?fileuri=czM6Ly9ia3QvYS5qcGc=",
+        BASE + "/data/upload/5/a.jpg",
+    ],
+)
+def test_files_of_another_label_studio_are_not_asked_of_ours(
+    cache: Callable[..., MediaCache], tmp_path: Path, value: str, hostname: str
+) -> None:
+    web = studios("2025-01-01T00:00:00Z")
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / "a.jpg").write_bytes(b"ours")
+    media = cache(web, media_hosts="cdn", media_folders=str(tmp_path / "shelf"))
+    media.fetch(value, task_id=3)  # now it is cached
+    asked = len(web.requests)
+    for _ in range(2):
+        with pytest.raises(MediaError, match=r"the one at http://studio:8080/ls has not its project.*run a backend"):
+            media.fetch(value, task_id=3, uid=UID, hostname=hostname)
+    assert [str(request.url) for request in web.requests[asked:]] == [PROJECT], "and it is asked once a minute"
+    assert media.fetch("http://cdn/a.jpg", uid=UID, hostname=hostname).read_bytes() == b"everyone's"
+    assert media.fetch("data:image/png;base64,aWNo", uid=UID, hostname=hostname).read_bytes() == b"ich"
+    assert media.fetch(str(tmp_path / "shelf" / "a.jpg"), uid=UID, hostname=hostname).read_bytes() == b"ours"
+
+
+def test_addresses_of_another_label_studio_are_those_of_any_host(cache: Callable[..., MediaCache]) -> None:
+    web = studios("2025-01-01T00:00:00Z")
+    with pytest.raises(MediaError, match=r"is on other\.example\.org, from which images are not fetched"):
+        cache(web).fetch(f"{OTHER}/data/upload/5/a.jpg", task_id=3, uid=UID, hostname=OTHER)
+    media = cache(web, media_hosts="other.example.org")
+    assert media.fetch(f"{OTHER}/data/upload/5/a.jpg", task_id=3, uid=UID, hostname=OTHER).read_bytes() == b"theirs"
+    assert "Authorization" not in web.requests[-1].headers
+
+
+def test_our_label_studio_under_another_name(cache: Callable[..., MediaCache]) -> None:
+    web = studios(CREATED)
+    media = cache(web)
+    for value in (
+        "/data/upload/5/a.jpg",
+        f"{OTHER}/data/upload/5/a.jpg",
+        "/data/local-files/?d=a.jpg",
+        "s3://bkt/a.jpg",
+    ):
+        assert media.fetch(value, task_id=3, uid=UID, hostname=OTHER).read_bytes() == b"ours"
+    assert [str(request.url) for request in web.requests].count(PROJECT) == 1
+    without = cache(web, token=None)  # nothing to ask by, and nothing that the other one could be told
+    assert without.fetch("/data/upload/5/a.jpg", uid=UID, hostname=OTHER).read_bytes() == b"ours"
+
+
+def test_a_project_that_cannot_be_asked_for(cache: Callable[..., MediaCache], monkeypatch: pytest.MonkeyPatch) -> None:
+    web = studios(CREATED)
+    there = web.pages[PROJECT]
+    media = cache(web)
+    web.pages[PROJECT] = httpx.Response(500)
+    with pytest.raises(MediaError, match=r"a\.jpg could not be fetched: GET .*api/projects/5/ answered 500"):
+        media.fetch("/data/upload/5/a.jpg", uid=UID)
+    web.pages[PROJECT] = httpx.Response(404)
+    with pytest.raises(MediaError, match="hides it from the token's user"):
+        media.fetch("/data/upload/5/a.jpg", uid=UID)
+    web.pages[PROJECT] = there
+    monkeypatch.setattr(media_module, "_ASK_AGAIN_SECONDS", 0.0)
+    media._projects.clear()
+    assert media.fetch("/data/upload/5/a.jpg", uid=UID).read_bytes() == b"ours"
+
+
+def test_a_cloud_uri_is_another_file_in_another_project(cache: Callable[..., MediaCache]) -> None:
+    """Each has a storage of its own, with buckets of the same name at two endpoints, for instance."""
+    uri = base64.urlsafe_b64encode(b"s3://bkt/a.jpg").decode()
+    web = Web({f"{BASE}/tasks/{task}/resolve/?fileuri={uri}": f"of {task}".encode() for task in (3, 4)})
+    created = {"created_at": CREATED}
+    web.pages |= {f"{BASE}/api/projects/{n}/": httpx.Response(200, json={"id": n, **created}) for n in (5, 6)}
+    media = cache(web)
+    six = UID.replace("5.", "6.", 1)
+    for _ in range(2):
+        assert media.fetch("s3://bkt/a.jpg", task_id=3, uid=UID).read_bytes() == b"of 3"
+        assert media.fetch("s3://bkt/a.jpg", task_id=4, uid=six).read_bytes() == b"of 4"
+    media.forget("s3://bkt/a.jpg", six)
+    asked = len(web.requests)
+    media.fetch("s3://bkt/a.jpg", task_id=3, uid=UID)
+    assert len(web.requests) == asked
+    media.fetch("s3://bkt/a.jpg", task_id=4, uid=six)
+    assert len(web.requests) == asked + 1
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from yolonas.data.readers import read_dataset
 
 URL = "http://studio.example.org:8080/ls"
 TOKEN = "0123456789abcdef0123456789abcdef01234567"
+CREATED = "2026-11-21T19:38:18.810449Z"
 CONFIG = (
     '<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">'
     '<Label value="Washer"/><Label value="Nut"/></RectangleLabels></View>'
@@ -69,7 +70,7 @@ class Studio:
         if request.headers.get("Authorization") != f"Token {TOKEN}":
             return httpx.Response(401)
         if path == "/api/projects/5/":
-            return httpx.Response(200, json={"id": 5, "label_config": self.config})
+            return httpx.Response(200, json={"id": 5, "created_at": CREATED, "label_config": self.config})
         if path == "/api/tasks":
             query = parse_qs(request.url.query.decode())
             page, size = int(query["page"][0]), int(query["page_size"][0])

@@ -16,7 +16,9 @@ import cv2
 import httpx
 import numpy as np
 import pytest
+from pydantic import SecretStr
 
+from labelstudio_backend.client import LabelStudio
 from labelstudio_backend.media import MediaCache
 from labelstudio_backend.registry import Registry
 from labelstudio_backend.service import BadRequestError, Service
@@ -445,6 +447,36 @@ def test_an_image_that_was_broken_is_fetched_again(harness: Harness) -> None:
     assert harness.predict("http://cdn/a.jpg") == [[]]
     assert harness.predict("http://cdn/a.jpg")[0]["result"]
     assert harness.predict("http://cdn/a.jpg")[0]["result"]
+
+
+def test_equal_values_of_two_projects_are_two_images(make: Callable[..., Harness]) -> None:
+    """With a bucket of the same name in the storage of each, or two Label Studios of the same address."""
+    gate, greys = threading.Event(), {100: 10, 200: 90}
+
+    def resolve(request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        if path.startswith("/api/projects/"):
+            number = int(path.split("/")[3])
+            return httpx.Response(200, json={"id": number, "created_at": "2026-11-21T19:38:18Z"})
+        gate.wait(60)  # until both are asked
+        image = picture(greys[int(path.split("/")[2])]).partition(",")[2]
+        return httpx.Response(200, content=base64.b64decode(image))
+
+    harness, transport = make(), httpx.MockTransport(resolve)
+    settings = harness.settings.model_copy(update={"label_studio_url": HOST, "label_studio_token": SecretStr("t" * 40)})
+    client = LabelStudio(HOST, "t" * 40, transport=transport)
+    harness.service.media = MediaCache(settings, client, transport=transport)
+    uids = [UID, UID.replace("5.", "6.", 1)]
+    bodies = [{**request("s3://bkt/a.png"), "project": uid} for uid in uids]
+    bodies[1]["tasks"][0]["id"] = 200
+    for uid in uids:
+        harness.setup(uid=uid)
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(harness.service.predict, body) for body in bodies]
+        time.sleep(0.5)
+        gate.set()
+        found = [answer.result()["results"][0]["result"][0]["value"]["x"] for answer in answers]
+    assert found == [pytest.approx(100 * grey / 320) for grey in greys.values()]
 
 
 # -- time

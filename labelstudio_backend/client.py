@@ -56,31 +56,45 @@ class LabelStudio(LabelStudioHttp):
         only_annotated: bool = False,
         filters: Sequence[Mapping[str, Any]] = (),
         page_size: int = PAGE,
-        ordering: Sequence[str] = ("tasks:id",),
         **params: Any,
     ) -> Iterator[dict[str, Any]]:
         """All tasks with `data` (URIs unresolved), `annotations` (skipped ones too), `predictions` and `drafts`, by ID.
 
         `only_annotated` leaves out tasks whose every annotation is skipped or that have none. `filters` are the Data
-        Manager's, all of which must hold. `fields="task_only"` leaves out the last three.
+        Manager's, all of which must hold. `fields="task_only"` leaves out the last three. A task that meets them all
+        the while comes exactly once, whatever becomes of the others meanwhile.
         """
-        items = [dict(item) for item in filters]
+        items = list(filters)
         if only_annotated:
             items.append(
                 {"filter": "filter:tasks:total_annotations", "operator": "greater", "type": "Number", "value": 0}
             )
-        query: dict[str, Any] = {"ordering": list(ordering)}
-        if items:
-            query["filters"] = {"conjunction": "and", "items": items}
-        common = {"project": project, "fields": "all", "resolve_uri": "false", "query": json.dumps(query), **params}
-        page, seen = 1, 0
+        beyond: list[Mapping[str, Any]] = []
         while True:
-            answer = self._json("GET", "api/tasks", params={**common, "page": page, "page_size": page_size})
-            yield from answer["tasks"]
-            seen += len(answer["tasks"])
-            if not answer["tasks"] or seen >= answer["total"]:
+            answer = self._task_page(project, [*items, *beyond], "tasks:id", page_size, **params)
+            tasks = answer["tasks"]
+            yield from tasks
+            if not tasks or len(tasks) >= answer["total"]:
                 return
-            page += 1
+            # The pages of a set that changes shift: from one to the next a task would come twice, or not at all.
+            last = tasks[-1]["id"]
+            beyond = [{"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": last}]
+
+    def first_tasks(
+        self, project: int, count: int, ordering: str, filters: Sequence[Mapping[str, Any]] = ()
+    ) -> list[dict[str, Any]]:
+        """The first `count` tasks, as `iter_tasks` gives them, in an order of the Data Manager's."""
+        return list(self._task_page(project, filters, ordering, count)["tasks"])
+
+    def _task_page(
+        self, project: int, filters: Sequence[Mapping[str, Any]], ordering: str, page_size: int, **params: Any
+    ) -> dict[str, Any]:
+        """The first `page_size` of the tasks that meet the filters, and the `total` of these."""
+        query: dict[str, Any] = {"ordering": [ordering]}
+        if filters:
+            query["filters"] = {"conjunction": "and", "items": [dict(item) for item in filters]}
+        common = {"project": project, "fields": "all", "resolve_uri": "false", "query": json.dumps(query)}
+        return self._object("GET", "api/tasks", params={**common, "page_size": page_size, **params})
 
     def unpredicted_tasks(
         self, project: int, model_version: str, versions: Iterable[str], tasks: Iterable[int] | None = None

@@ -41,12 +41,13 @@ class Correction:
 
 def corrections(tasks: Iterable[Mapping[str, Any]]) -> list[Correction]:
     """The labelled tasks among `tasks` (with their `annotations`), by id."""
-    found = []
+    found = {}
     for task in tasks:
         annotation = choose_annotation(task.get("annotations"))
         if annotation is not None:
-            found.append(Correction(int(task["id"]), task.get("data") or {}, annotation))
-    return sorted(found, key=lambda correction: correction.task)
+            number = int(task["id"])
+            found[number] = Correction(number, task.get("data") or {}, annotation)
+    return [found[number] for number in sorted(found)]
 
 
 def manifest(found: Iterable[Correction]) -> dict[str, str]:

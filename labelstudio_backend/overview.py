@@ -7,7 +7,6 @@ thread of their own, so that many of them do not hold up the one that is shown.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 import time
@@ -176,16 +175,11 @@ class Overview:
 
 
 def _next_tasks(client: LabelStudio, number: int) -> tuple[dict[str, Any], ...]:
-    tasks = client.iter_tasks(
-        number,
-        page_size=NEXT_TASKS,
-        filters=[
-            {"filter": f"filter:tasks:{count}", "operator": "equal", "type": "Number", "value": 0}
-            for count in ("total_annotations", "cancelled_annotations")  # the latter are skips
-        ],
-        ordering=("tasks:predictions_score",),
-    )
-    return tuple(itertools.islice(tasks, NEXT_TASKS))
+    filters = [
+        {"filter": f"filter:tasks:{count}", "operator": "equal", "type": "Number", "value": 0}
+        for count in ("total_annotations", "cancelled_annotations")  # the latter are skips
+    ]
+    return tuple(client.first_tasks(number, NEXT_TASKS, "tasks:predictions_score", filters))
 
 
 def _count(state: Mapping[str, Any], name: str) -> int | None:

@@ -482,6 +482,8 @@ def _passes(task: Json, item: Json) -> bool:
     if name in ("total_annotations", "cancelled_annotations") and operator in ("greater", "equal"):
         count = _shown(task)[name]
         return count > value if operator == "greater" else count == value
+    if (name, operator) == ("id", "greater"):
+        return bool(task["id"] > value)
     if (name, operator) == ("updated_at", "greater_or_equal"):
         return datetime.fromisoformat(task["updated_at"]) >= datetime.fromisoformat(value)
     if (name, operator) == ("predictions_model_versions", "not_contains"):

@@ -306,14 +306,16 @@ class FakeStudio(httpx.MockTransport):
         assert params["resolve_uri"] == "false"
         found = list(self.tasks.values())
         for item in json.loads(params.get("query", "{}")).get("filters", {}).get("items", []):
-            if item["filter"] == "filter:tasks:id":
+            if (item["filter"], item["operator"]) == ("filter:tasks:id", "greater"):
+                found = [task for task in found if task["id"] > item["value"]]
+            elif item["filter"] == "filter:tasks:id":
                 low, high = item["value"]["min"], item["value"]["max"]
                 found = [task for task in found if low <= task["id"] <= high]
             else:
                 assert (item["filter"], item["operator"]) == ("filter:tasks:predictions_model_versions", "not_contains")
                 have = {p["task"] for p in self.predictions if item["value"][0] in p["model_version"]}
                 found = [task for task in found if task["id"] not in have]
-        size, page = int(params["page_size"]), int(params["page"])
+        size, page = int(params["page_size"]), int(params.get("page", 1))
         shown: list[dict[str, Any]] = [dict(task) for task in found[(page - 1) * size : page * size]]
         if params["fields"] == "all":
             for task in shown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -176,19 +176,42 @@ def test_tokens_are_never_in_messages(connect: Callable[..., LabelStudio], token
     assert token not in repr(client)
 
 
+def page(tasks: Mapping[int, int]) -> Callable[[httpx.Request], httpx.Response]:
+    """Answers GET /api/tasks of these tasks: ID -> number of annotations."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        bounds = {"total_annotations": -1, "id": 0}
+        for item in json.loads(request.url.params["query"])["filters"]["items"]:
+            assert item["operator"] == "greater"
+            bounds[item["filter"].removeprefix("filter:tasks:")] = item["value"]
+        found = [n for n, count in sorted(tasks.items()) if count > bounds["total_annotations"] and n > bounds["id"]]
+        shown = found[: int(request.url.params["page_size"])]
+        return httpx.Response(200, json={"tasks": [{"id": number} for number in shown], "total": len(found)})
+
+    return answer
+
+
 def test_tasks_are_paged(connect: Callable[..., LabelStudio]) -> None:
-    tasks = [{"id": number, "annotations": []} for number in range(5)]
-
-    def page(request: httpx.Request) -> httpx.Response:
-        start = (int(request.url.params["page"]) - 1) * 2
-        return httpx.Response(200, json={"tasks": tasks[start : start + 2], "total": 5})
-
-    server = Server(*[page] * 9)
-    assert list(connect(server).iter_tasks(7, page_size=2, only_annotated=True)) == tasks
+    server = Server(*[page(dict.fromkeys(range(1, 6), 1))] * 9)
+    found = list(connect(server).iter_tasks(7, page_size=2, only_annotated=True))
+    assert [task["id"] for task in found] == [1, 2, 3, 4, 5]
     assert len(server.requests) == 3
     params = server.requests[0].url.params
     assert (params["project"], params["fields"]) == ("7", "all")
     assert json.loads(params["query"])["filters"]["items"][0]["filter"] == "filter:tasks:total_annotations"
+
+
+@pytest.mark.parametrize(("task", "annotations"), [(1, 1), (2, 0), (6, 0)])
+def test_a_task_that_is_labelled_or_not_any_more_meanwhile_moves_no_other(
+    connect: Callable[..., LabelStudio], task: int, annotations: int
+) -> None:
+    tasks = {1: 0, 2: 1, 3: 1, 4: 1, 5: 1, 6: 1}
+    server = Server(*[page(tasks)] * 9)
+    found = connect(server).iter_tasks(7, page_size=2, only_annotated=True)
+    seen = [next(found)["id"], next(found)["id"]]
+    tasks[task] = annotations
+    seen += [one["id"] for one in found]
+    assert seen == [n for n in (2, 3, 4, 5, 6) if n != 6 or task != 6]
 
 
 def test_no_tasks(connect: Callable[..., LabelStudio]) -> None:

@@ -58,6 +58,7 @@ def test_the_annotation_that_counts(picture: Path, tmp_path: Path) -> None:
     ]
     found = corrections(tasks)
     assert [(c.task, c.annotation["id"]) for c in found] == [(2, 3), (5, 6), (9, 2)]
+    assert corrections([*tasks, tasks[0]]) == found, "a task that comes twice counts once"
     data = labelled_images(found, parse_label_config(CONFIG), lambda url, number: picture, tmp_path / "images")
     assert data.names == ("Car", "Dog", "Sign")
     assert [image.labels.tolist() for image in data.images] == [[0], [], [1]]

@@ -317,7 +317,8 @@ class MediaCache:
                 reason = str(error) or type(error).__name__
                 if "location header" in reason:  # whose address, with all that is in it, goes on there
                     reason = "it redirects to what is no address"
-                advice = "check that it runs" + (" and that YOLONAS_LABEL_STUDIO_URL is its address" if own else "")
+                advice = "check that it runs"
+                advice += " and that YOLONAS_LABEL_STUDIO_URL is its address" if authorized else ""
                 raise MediaError(f"{shown} could not be fetched from {host(url)} ({reason}); {advice}") from error
             except LabelStudioError as error:
                 raise MediaError(f"{shown} could not be fetched: {error}") from error
@@ -368,7 +369,8 @@ class MediaCache:
             parsed = address(target)
         except AddressError:
             raise MediaError(f"{shown} redirects to an address that is none, which is not followed") from None
-        if own and below(url, base):
+        own = own and below(url, base)  # no more where a signed link led elsewhere
+        if own:
             signed = re.search(f"/{_RESOLVED}", urlsplit(url).path) is not None
             safe = below(target, base) or (signed and origin(target) != origin(base))
         else:

@@ -362,6 +362,24 @@ def test_a_path_of_a_signed_link_cannot_pass_for_label_studio_s(cache: Callable[
         cache(web).fetch("/tasks/1/resolve/?fileuri=x")
 
 
+def test_where_a_signed_link_leads_on_has_to_be_named(cache: Callable[..., MediaCache]) -> None:
+    """S3 answers 307 with the address of the bucket's region for some hours after a bucket was made."""
+    signed, region = (f"https://bkt.{host}.amazonaws.com/a.jpg?X-Amz-Signature=0f" for host in ("s3", "s3.eu-west-1"))
+    pages = {
+        f"{BASE}/tasks/1/resolve/?fileuri=x": httpx.Response(303, headers={"location": signed}),
+        signed: httpx.Response(307, headers={"location": region}),
+        region: b"pixels",
+    }
+    with pytest.raises(MediaError, match=r"bkt\.s3\.eu-west-1\.amazonaws\.com, .*add that host to YOLONAS_MEDIA_HOSTS"):
+        cache(Web(pages)).fetch("/tasks/1/resolve/?fileuri=x")
+    with pytest.raises(MediaError, match=r"from bkt\.s3\.amazonaws\.com \(refused\); check that it runs$"):
+        cache(Web({**pages, signed: httpx.ConnectError("refused")})).fetch("/tasks/1/resolve/?fileuri=x")
+    web = Web(pages)
+    media = cache(web, media_hosts="bkt.s3.eu-west-1.amazonaws.com")
+    assert media.fetch("/tasks/1/resolve/?fileuri=x").read_bytes() == b"pixels"
+    assert ["Authorization" in request.headers for request in web.requests] == [True, False, False]
+
+
 @pytest.mark.parametrize(
     "target", ["//evil.example.org/x", "http://u:p@cdn/x", "http://cdn:22/x", "gopher://cdn/", "/\\evil"]
 )

@@ -32,6 +32,7 @@ class Asked:
     gone: Future[None]
     reasons: dict[int, str] = field(default_factory=dict)  # by index of the task
     late: set[int] = field(default_factory=set)  # tasks, by index, that were not reached in time
+    passing: set[int] = field(default_factory=set)  # tasks, by index, whose image may be had a little later
 
     def __post_init__(self) -> None:
         self.deadline = time.monotonic() + self.seconds
@@ -60,6 +61,12 @@ class Asked:
         self.late.add(index)
         sentence = f"not reached in {self.seconds:g} s (YOLONAS_PREDICT_SECONDS); it will be asked again"
         self.reasons.setdefault(index, sentence)
+
+    def failed(self, index: int, error: BaseException) -> None:
+        """Note why a task has no answer."""
+        self.reasons.setdefault(index, str(error))
+        if isinstance(error, MediaError) and error.passing:
+            self.passing.add(index)
 
     def report(self, version: str, results: list[Any]) -> None:
         """Log how many tasks were predicted, and why the others were not."""

@@ -42,10 +42,11 @@ _ASK_AGAIN_SECONDS = 60.0  # whether Label Studio has a project that it had not
 
 
 class MediaError(YolonasError):
-    """An image that cannot be had."""
+    """An image that cannot be had; `passing` where it may be had a little later, as it is not the image's own fault."""
 
-    def __init__(self, sentence: str) -> None:
+    def __init__(self, sentence: str, *, passing: bool = False) -> None:
         super().__init__(redact(sentence))
+        self.passing = passing
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class MediaCache:
         except OSError as error:
             raise MediaError(
                 f"{brief(value)} could not be kept in {self.folder} ({error.strerror or error}); free some disk space "
-                "or set YOLONAS_STATE_DIR to a folder that can be written"
+                "or set YOLONAS_STATE_DIR to a folder that can be written",
+                passing=True,
             ) from error
 
     def size(self) -> int:
@@ -311,17 +313,18 @@ class MediaCache:
             except ForbiddenError as error:
                 raise MediaError(f"{shown} is not fetched: {error}") from None
             except (httpx.HTTPError, httpx.InvalidURL) as error:
-                passing = isinstance(error, httpx.TransportError) and not isinstance(error, httpx.ReadTimeout)
-                if passing and tries > 0 and time.monotonic() < deadline:
-                    continue
                 reason = str(error) or type(error).__name__
+                passing = isinstance(error, httpx.TransportError)
                 if "location header" in reason:  # whose address, with all that is in it, goes on there
-                    reason = "it redirects to what is no address"
+                    reason, passing = "it redirects to what is no address", False
+                if passing and not isinstance(error, httpx.ReadTimeout) and tries > 0 and time.monotonic() < deadline:
+                    continue
                 advice = "check that it runs"
                 advice += " and that YOLONAS_LABEL_STUDIO_URL is its address" if authorized else ""
-                raise MediaError(f"{shown} could not be fetched from {host(url)} ({reason}); {advice}") from error
+                sentence = f"{shown} could not be fetched from {host(url)} ({reason}); {advice}"
+                raise MediaError(sentence, passing=passing) from error
             except LabelStudioError as error:
-                raise MediaError(f"{shown} could not be fetched: {error}") from error
+                raise MediaError(f"{shown} could not be fetched: {error}", passing=True) from error
             if 300 <= status < 400 and location:
                 redirects += 1
                 url = self._redirected(url, location, own=own, shown=shown, redirects=redirects)
@@ -330,11 +333,13 @@ class MediaCache:
             if status == 401 and authorized and self._client is not None and self._client.refreshable and tries > 0:
                 self._client.forget_access()
                 continue
-            if status in (429, 502, 503, 504) and tries > 0:
+            passing = status == 429 or status >= 500
+            if passing and tries > 0:
                 time.sleep(0.3)
                 continue
             raise MediaError(
-                f"{shown} could not be fetched: {host(url)} answered {status}; {_advice(status, authorized)}"
+                f"{shown} could not be fetched: {host(url)} answered {status}; {_advice(status, authorized)}",
+                passing=passing or (status == 401 and authorized),  # the token's fault
             )
 
     def _body(self, answer: httpx.Response, deadline: float, shown: str, limits: _Limits) -> bytes | bytearray:
@@ -351,7 +356,8 @@ class MediaCache:
             if time.monotonic() > deadline:
                 raise MediaError(
                     f"{shown} took longer than {limits.seconds:g} s; raise YOLONAS_{limits.name}_SECONDS if the "
-                    "connection is that slow"
+                    "connection is that slow",
+                    passing=True,
                 )
         if not content:
             raise MediaError(f"{shown} is an empty file; upload it again")

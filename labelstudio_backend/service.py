@@ -269,7 +269,7 @@ class Service:
                 owed.settle(everyone, everyone)
             raise
         if asked.level is not Level.DRAWING:  # whose answer Label Studio does not store
-            owed.settle(everyone, everyone if asked.gone.done() else asked.numbers(asked.late))
+            owed.settle(everyone, everyone if asked.gone.done() else asked.numbers(asked.late | asked.passing))
         return results
 
     def _answer(self, asked: Asked, version: Version, controls: list[Control]) -> list[Any]:
@@ -343,8 +343,8 @@ class Service:
         for image, outcome, flip in zip(images, outcomes, flips, strict=True):
             if outcome is None:
                 asked.not_reached(image.task)
-            elif isinstance(outcome, str):
-                asked.reasons.setdefault(image.task, outcome)
+            elif isinstance(outcome, BaseException):
+                asked.failed(image.task, outcome)
             else:
                 for index in image.controls:
                     control, label_map = controls[index]
@@ -359,7 +359,7 @@ class Service:
         model: Model,
         images: Sequence[_Image],
         pictures: Sequence[Picture],
-        outcomes: Sequence[Detections | str | None],
+        outcomes: Sequence[Detections | BaseException | None],
         conf: float,
     ) -> list[float | None]:
         """How far each image differs from its mirror image to the model, where the tasks are to be scored by that.
@@ -369,19 +369,19 @@ class Service:
         flips: list[float | None] = [None] * len(images)
         if self.acquisition.strategy != "disagreement" or asked.level is Level.DRAWING:
             return flips
-        seen = {index: one for index, one in enumerate(outcomes) if one is not None and not isinstance(one, str)}
+        seen = {index: one for index, one in enumerate(outcomes) if not isinstance(one, BaseException | None)}
         new = [index for index in seen if not asked.tasks[images[index].task].get("predictions")]
         for index, other in zip(
             new, self._detect(asked, model, [_mirror_image(pictures[index]) for index in new], conf), strict=True
         ):
-            if other is not None and not isinstance(other, str):
+            if not isinstance(other, BaseException | None):
                 flips[index] = disagreement(seen[index], mirrored(other))
         return flips
 
     def _detect(
         self, asked: Asked, model: Model, pictures: Sequence[Picture], conf: float
-    ) -> list[Detections | str | None]:
-        """Detections of each picture, or the reason why there are none, or None where it was not reached in time."""
+    ) -> list[Detections | BaseException | None]:
+        """Detections of each picture, or why there are none, or None where it was not reached in time."""
         options = {
             "conf": conf,
             "iou": self.settings.iou or None,
@@ -395,10 +395,7 @@ class Service:
         wait(ticket.futures, asked.deadline - time.monotonic())
         self.scheduler.give_up(ticket)
         wait(ticket.futures)
-        return [
-            None if future.cancelled() else str(error) if (error := future.exception()) else future.result()
-            for future in ticket.futures
-        ]
+        return [None if future.cancelled() else future.exception() or future.result() for future in ticket.futures]
 
     def _tracks(
         self,
@@ -417,7 +414,8 @@ class Service:
 
         def detect(frames: list[Frame]) -> list[Detections | str | None]:
             pictures = [Picture((frame.path, frame.index), partial(_pixels, frame)) for frame in frames]
-            return self._detect(asked, model, pictures, conf)
+            found = self._detect(asked, model, pictures, conf)
+            return [str(one) if isinstance(one, BaseException) else one for one in found]
 
         data = asked.tasks[video.task].get("data") or {}
         try:
@@ -434,7 +432,7 @@ class Service:
             asked.late.add(video.task)
             asked.reasons[video.task] = str(error)
         except YolonasError as error:
-            asked.reasons[video.task] = str(error)
+            asked.failed(video.task, error)
         except Exception as error:
             logger.exception("task %s: its video failed", asked.number(video.task))
             asked.reasons[video.task] = f"its video failed ({type(error).__name__}: {error})"

@@ -264,9 +264,43 @@ def test_failures_say_what_to_do(cache: Callable[..., MediaCache], answer: Any, 
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_passing_failure_is_tried_again(cache: Callable[..., MediaCache]) -> None:
-    web = Web({BASE + "/data/upload/1/a.jpg": [httpx.ConnectError("refused"), b"pixels"]})
+@pytest.mark.parametrize("failure", [httpx.ConnectError("refused"), httpx.Response(429), httpx.Response(500)])
+def test_a_passing_failure_is_tried_again(cache: Callable[..., MediaCache], failure: Any) -> None:
+    web = Web({BASE + "/data/upload/1/a.jpg": [failure, b"pixels"]})
     assert cache(web).fetch("/data/upload/1/a.jpg").read_bytes() == b"pixels"
+
+
+@pytest.mark.parametrize(
+    ("answer", "passing"),
+    [
+        (httpx.ConnectError("refused"), True),
+        (httpx.ReadTimeout("timed out"), True),
+        (httpx.Response(429), True),
+        (httpx.Response(500), True),
+        (httpx.Response(503), True),
+        (httpx.Response(401), True),  # the token's fault
+        (httpx.Response(403), False),
+        (httpx.Response(404), False),
+        (httpx.Response(302, headers={"location": "http://elsewhere/"}), False),
+        (httpx.Response(200, text="<html>", headers={"content-type": "text/html"}), False),
+        (b"", False),
+        (b"x" * 101, False),
+    ],
+)
+def test_what_may_be_had_later_is_told_from_what_cannot(
+    cache: Callable[..., MediaCache], answer: Any, passing: bool
+) -> None:
+    web = Web({BASE + "/data/upload/1/a.jpg": [answer] * 2})
+    with pytest.raises(MediaError) as raised:
+        cache(web, media_max_bytes=100).fetch("/data/upload/1/a.jpg")
+    assert raised.value.passing is passing
+
+
+def test_a_token_that_cannot_be_refreshed_is_no_fault_of_the_image(cache: Callable[..., MediaCache]) -> None:
+    web = Web({BASE + "/api/token/refresh/": httpx.Response(503)})
+    with pytest.raises(MediaError, match="is Label Studio still starting") as raised:
+        cache(web, token="x.y.z").fetch("/data/upload/1/a.jpg")
+    assert raised.value.passing
 
 
 def test_a_trickle_is_cut_off(cache: Callable[..., MediaCache]) -> None:
@@ -280,8 +314,9 @@ def test_a_trickle_is_cut_off(cache: Callable[..., MediaCache]) -> None:
 
     web = Web({BASE + "/data/upload/1/a.jpg": trickle})
     begin = time.monotonic()
-    with pytest.raises(MediaError, match="YOLONAS_MEDIA_SECONDS"):
+    with pytest.raises(MediaError, match="YOLONAS_MEDIA_SECONDS") as raised:
         cache(web, media_seconds=0.3).fetch("/data/upload/1/a.jpg")
+    assert raised.value.passing
     assert time.monotonic() - begin < 30  # and not for ever
 
 
@@ -345,8 +380,9 @@ def test_a_full_disk_is_a_sentence(cache: Callable[..., MediaCache], monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(MediaError, match=r"No space left on device.*YOLONAS_STATE_DIR"):
+    with pytest.raises(MediaError, match=r"No space left on device.*YOLONAS_STATE_DIR") as raised:
         cache(Web({BASE + "/data/upload/1/a.jpg": b"pixels"})).fetch("/data/upload/1/a.jpg")
+    assert raised.value.passing
 
 
 def test_a_path_of_a_signed_link_cannot_pass_for_label_studio_s(cache: Callable[..., MediaCache]) -> None:

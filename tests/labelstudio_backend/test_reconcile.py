@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 
@@ -610,6 +611,24 @@ def test_a_task_that_cannot_be_predicted_is_not_owed(asking: Asking) -> None:
     for _ in range(3):
         asking.bench.reconcile()
     assert [number for number in range(1, 11) if not asking.studio.given[number]] == [3]
+    assert Owed(asking.bench.project).due() == set()
+
+
+def test_an_image_that_could_not_be_had_for_a_moment_is_asked_for_again_but_not_all_the_time(asking: Asking) -> None:
+    content = base64.b64decode(grey(3).partition(",")[2])
+    answers = {"now": httpx.Response(500)}
+    asking.service.media._http = httpx.Client(transport=httpx.MockTransport(lambda _: answers["now"]))
+    asking.broken = "/data/upload/5/3.png"
+    asking.retrieve(5, range(1, 5))
+    assert Owed(asking.bench.project).due() == {3}
+    for _ in range(3):
+        asking.bench.reconcile()
+    assert asking.studio.asked == [[1, 2, 3, 4], [3]]
+    assert Owed(asking.bench.project).due() == {3}
+    answers["now"] = httpx.Response(200, content=content)
+    asking.bench.reconciler._known[asking.bench.project.key].retry = 0.0
+    asking.bench.reconcile()
+    assert [number for number, versions in asking.studio.given.items() if versions] == [1, 2, 3, 4]
     assert Owed(asking.bench.project).due() == set()
 
 

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import signal
 import sqlite3
 import sys
@@ -249,6 +250,8 @@ class _Training:
                 return kept, base
         path.unlink(missing_ok=True)
         self.resume_file.unlink(missing_ok=True)  # of other data, or another base
+        images = self.folder / "images"
+        shutil.rmtree(images, ignore_errors=True)  # the tasks may have got others since
         base = self.project.current()
         self._report(0.0, "pulling the annotations")
         controls = self._controls()
@@ -272,7 +275,7 @@ class _Training:
                 self._report(PULLED + (FETCHED - PULLED) * share, f"fetched {done} of {len(found)} images")
 
         try:
-            fraction, images = self.settings.held_out, self.folder / "images"
+            fraction = self.settings.held_out
             data = build(found, controls, self.project.key, base.name, fraction, fetch, images, on_image, fetch_video)
         finally:
             media.close()

@@ -320,7 +320,9 @@ def test_a_restarted_job_keeps_its_data_until_another_version_serves(bench: Benc
     other = tmp_path / "other.safetensors"
     checkpoint.save(load_checkpoint(bench.project.current()), other)
     newer = bench.project.publish(other, {})  # by hand, while the job was down
+    bench.studio.tasks[0]["data"] = task(77)["data"]
     assert training._data()[1] == newer
+    assert base64.b64encode((folder / "images" / "1-0").read_bytes()).decode() in task(77)["data"]["image"]
     assert not (folder / "training" / "resume.pt").exists()
     document = json.loads((folder / "data.json").read_text())
     assert (document["base"], document["tasks"]["labelled"]) == (newer.name, 13)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from labelstudio_backend.media import MediaError
 from labelstudio_backend.video_frames import keyframe_images
 from yolonas.data.label_studio_reader import labelled_image
 from yolonas.data.labelled import LabelledImage, LabelledImages
@@ -103,6 +105,9 @@ def labelled_images(
         folder: the files are linked or copied here, so that a cache may evict them.
         fetch_video: as `fetch`, of a video; without it videos are left out.
         on_image: is told how many of how many images and videos are done.
+
+    Raises:
+        MediaError: an image cannot be had now, but may be later: a part of the labels is not to pass for all of them.
     """
     names = class_names(controls)
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +123,11 @@ def labelled_images(
             if fetch_video is not None
         ]
 
+    given_up = threading.Event()
+
     def one(item: tuple[Correction, str, list[Control], Path]) -> list[LabelledImage] | str:
+        if given_up.is_set():
+            return []
         correction, value, used, stem = item
         where, result = f"task {correction.task}", correction.annotation["result"]
         try:
@@ -129,22 +138,37 @@ def labelled_images(
             path = keep(fetched, stem.with_suffix(fetched.suffix))
             height, width = read_image(path).shape[:2]
         except YolonasError as error:
-            return f"{where}: {str(error).removeprefix(f'{where}: ')}"
+            sentence = f"{where}: {str(error).removeprefix(f'{where}: ')}"
+            if isinstance(error, MediaError) and error.passing:
+                given_up.set()
+                advice = "nothing is learnt without it; delete the task if its image is gone for good"
+                raise MediaError(f"{sentence}; {advice}", passing=True) from error
+            return sentence
         # What is left out of a task was drawn by slips of the mouse, or of labels that the config no longer has.
         return [labelled_image(result, used, names, path, (height, width), 0, where)]
 
     images: list[LabelledImage] = []
     dropped: list[str] = []
+    silent = dict.fromkeys(correction.task for correction in found)
     with ThreadPoolExecutor(FETCHES) as pool:
-        for done, outcome in enumerate(pool.map(one, wanted), start=1):
+        for done, (item, outcome) in enumerate(zip(wanted, pool.map(one, wanted), strict=True), start=1):
             if isinstance(outcome, str):
-                log.warning("%s", outcome)
                 dropped.append(outcome)
             else:
                 images += outcome
+            if outcome:
+                silent.pop(item[0].task, None)
             on_image(done, len(wanted))
+    dropped += [f"task {task}: it has no image that the label config names, nor a labelled keyframe" for task in silent]
+    for line in dropped:
+        log.warning("%s", line)
     images = [replace(image, image_id=number) for number, image in enumerate(images, start=1)]
     return LabelledImages(names, images, dropped)
+
+
+def tasks_of(images: Iterable[LabelledImage]) -> set[int]:
+    """The tasks that these images are of, by the names that `labelled_images` gives their files."""
+    return {int(image.path.name.partition("-")[0]) for image in images}
 
 
 def keep(cached: Path, path: Path) -> Path:

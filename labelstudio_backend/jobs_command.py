@@ -99,6 +99,8 @@ def _details(job: Job, folder: Path) -> list[str]:
     tasks = job.record.get("tasks") or {}
     if tasks:
         lines.append(f"  learnt     {tasks['train']} images to train on, {tasks['held_out']} to judge by")
+        if tasks.get("unusable"):
+            lines.append(f"  left out   {tasks['unusable']}, like {tasks['unusable_because'][0]}")
     before, after = job.record.get("before"), job.record.get("after")
     if before and after:
         lines.append(f"  AP50       {before['ap50']:.3f} -> {after['ap50']:.3f} on the held-out images")

@@ -36,6 +36,11 @@ class LabelStudioError(YolonasError):
         super().__init__(redact(message))
         self.status = status
 
+    @property
+    def passing(self) -> bool:
+        """Whether the same call may succeed a little later."""
+        return self.status is None or self.status == 429 or self.status >= 500
+
 
 class LabelStudioHttp:
     """A Label Studio at `url` (sub-paths allowed), called with a legacy token or a personal access token.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from labelstudio_backend.corrections import Correction, class_sources, held_out, labelled_images
+from labelstudio_backend.corrections import Correction, class_sources, held_out, labelled_images, tasks_of
 from yolonas.atomic import atomic_file
 from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.errors import DataError
@@ -23,7 +23,8 @@ class TrainingData:
     """A training part and a held-out part.
 
     sources: label -> classes of a base model it may start from; tasks: counts, and manifest: task -> annotation and
-    part, both for the version's record; base: name of the version that the training starts from.
+    part ("train", "held_out", or "unusable": it has no image that can be learnt from), both for the version's record;
+    base: name of the version that the training starts from.
     """
 
     names: tuple[str, ...]
@@ -87,6 +88,7 @@ def build(
 
     Raises:
         DataError: there is nothing to learn from; the sentence says why.
+        MediaError: see `labelled_images`.
     """
     if not class_names(controls):
         raise DataError(
@@ -105,6 +107,7 @@ def build(
         parts["held_out"], *common, fetch_video=fetch_video, on_image=lambda n, _: on_image(done + n)
     )
     dropped = train.dropped + test.dropped
+    used = tasks_of(train.images + test.images)
     if train.objects == 0:
         raise DataError(_nothing_to_learn(train, test, len(found), dropped))
     return TrainingData(
@@ -127,7 +130,7 @@ def build(
             str(c.task): {
                 "annotation": c.annotation.get("id"),
                 "updated_at": c.annotation.get("updated_at"),
-                "part": part,
+                "part": part if c.task in used else "unusable",
             }
             for part, tasks in parts.items()
             for c in tasks

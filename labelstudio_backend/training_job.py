@@ -17,8 +17,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from labelstudio_backend import learnt, logs, serving
 from labelstudio_backend.acceptance import fewest_edits_threshold
@@ -31,7 +32,7 @@ from labelstudio_backend.job_runner import finish_published
 from labelstudio_backend.jobs import open_jobs
 from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.mapping import served_controls
-from labelstudio_backend.media import MediaCache
+from labelstudio_backend.media import MediaCache, MediaError
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.serving import Way
 from labelstudio_backend.settings import UNTRAINED, Settings
@@ -47,10 +48,12 @@ if TYPE_CHECKING:
     from yolonas.inference.detector import Detector
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 NICENESS = 10  # predictions come first
 CANCEL_SECONDS = 1.0  # how often a training looks whether it is cancelled
-PATIENCE_SECONDS = 60.0  # with a queue that does not answer
+PATIENCE_SECONDS = 120.0  # with Label Studio, an image's host or a queue that does not answer: it may be restarting
+AGAIN_SECONDS = 2.0  # until it is asked again
 # Images that choose the operating threshold: held-out ones, and where those are fewer, training images. On BCCD two
 # held-out images chose 0.725, which saved 15 % of the edits on the test images, 15 of them 0.65 (26 %); with training
 # images 0.575 (29 %) and 0.625 (27 %), where the best were 0.575 and 0.575.
@@ -229,6 +232,15 @@ class _Training:
         except QueueError as error:  # no reason to end a training
             log.warning("%s", error)
 
+    def _ask(self, work: Callable[[], T]) -> T:
+        """Do it patiently, unless the job is to end."""
+
+        def once() -> T:
+            self._continue()
+            return work()
+
+        return _patiently(once)
+
     # -- the data --------------------------------------------------------------------------------------------------
 
     def _controls(self) -> list[Control]:
@@ -254,20 +266,16 @@ class _Training:
         shutil.rmtree(images, ignore_errors=True)  # the tasks may have got others since
         base = self.project.current()
         self._report(0.0, "pulling the annotations")
-        controls = self._controls()
-        found = corrections(self.client.iter_tasks(self.project.project_id, only_annotated=True))
+        controls = self._ask(self._controls)
+        number = self.project.project_id
+        found = self._ask(lambda: corrections(self.client.iter_tasks(number, only_annotated=True)))
         _patiently(lambda: self.jobs.report(self.job.id, manifest=manifest(found)))
         metadata = self.project.metadata()
         uid, hostname = str(metadata.get("uid", "")), str(metadata.get("hostname", ""))
         media = MediaCache(self.settings, self.client)
 
-        def fetch(value: str, task: int) -> Path:
-            self._continue()
-            return media.fetch(value, task_id=task, uid=uid, hostname=hostname)
-
-        def fetch_video(value: str, task: int) -> Path:
-            self._continue()
-            return media.fetch(value, task_id=task, uid=uid, hostname=hostname, video=True)
+        def fetch(value: str, task: int, video: bool = False) -> Path:
+            return self._ask(lambda: media.fetch(value, task_id=task, uid=uid, hostname=hostname, video=video))
 
         def on_image(done: int) -> None:
             if done % 10 == 0:
@@ -275,7 +283,7 @@ class _Training:
                 self._report(PULLED + (FETCHED - PULLED) * share, f"fetched {done} of {len(found)} images")
 
         try:
-            fraction = self.settings.held_out
+            fraction, fetch_video = self.settings.held_out, partial(fetch, video=True)
             data = build(found, controls, self.project.key, base.name, fraction, fetch, images, on_image, fetch_video)
         finally:
             media.close()
@@ -460,18 +468,18 @@ class _Training:
             self.jobs.enqueue(self.job.project, f"new labels in the label config: {', '.join(new)}")
 
 
-def _patiently(work: Callable[[], object]) -> None:
-    """Do what the job's history must have, for a minute if need be: a queue on another machine may be away."""
+def _patiently(work: Callable[[], T]) -> T:
+    """Do what a training cannot go without, again for two minutes where whoever is asked is away for a while."""
     until = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
-            work()
-            return
-        except QueueError as error:
-            if time.monotonic() > until:
+            return work()
+        except (LabelStudioError, MediaError, QueueError) as error:
+            passing = isinstance(error, QueueError) or error.passing
+            if not passing or time.monotonic() > until:
                 raise
-            log.warning("%s", error)
-            time.sleep(2.0)
+            log.warning("%s; trying again", error)
+            time.sleep(AGAIN_SECONDS)
 
 
 def _known_sources(sources: Mapping[str, Sequence[str]], known: Sequence[str]) -> dict[str, str]:

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from labelstudio_backend.corrections import (
+    FETCHES,
     class_sources,
     corrections,
     held_out,
     labelled_images,
     manifest,
     new_since,
+    tasks_of,
 )
+from labelstudio_backend.media import MediaError
 from yolonas.errors import DataError
 from yolonas.labelstudio import class_names, parse_label_config
 
@@ -98,6 +101,28 @@ def test_images_that_cannot_be_had_are_listed_and_the_rest_is_kept(picture: Path
     assert data.dropped[0] == "task 2: no such image"
     assert data.dropped[1].startswith("task 3:")
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_an_image_that_may_be_had_later_ends_the_pull_at_once(picture: Path, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def away(url: str, number: int) -> Path:
+        asked.append(number)
+        raise MediaError("studio answered 503", passing=True)
+
+    found = corrections([task(n, annotation(n)) for n in range(1, 31)])
+    with pytest.raises(MediaError, match="task 1: studio answered 503; nothing is learnt without it") as raised:
+        labelled_images(found, parse_label_config(CONFIG), away, tmp_path / "images")
+    assert raised.value.passing
+    assert len(asked) <= FETCHES
+
+
+def test_a_task_without_anything_to_look_at_is_told(picture: Path, tmp_path: Path) -> None:
+    other = {**task(2, annotation(2)), "data": {"picture": "/data/upload/pic"}}
+    found = corrections([task(1, annotation(1)), other])
+    data = labelled_images(found, parse_label_config(CONFIG), lambda url, number: picture, tmp_path / "images")
+    assert tasks_of(data.images) == {1}
+    assert data.dropped == ["task 2: it has no image that the label config names, nor a labelled keyframe"]
 
 
 def test_a_kept_image_outlives_the_cache(picture: Path, tmp_path: Path) -> None:

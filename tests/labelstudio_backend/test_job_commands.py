@@ -60,11 +60,13 @@ def test_jobs_are_listed_and_one_is_shown(jobs: Jobs) -> None:
     assert "progress   50%, epoch 12, 0:01:15 of training left" in shown
     assert "epoch   12 loss 0.083" in shown
     assert "epoch    2 loss" not in shown, "the last ten"
-    record = {"tasks": {"train": 8, "held_out": 2}, "before": {"ap50": 0.5}, "after": {"ap50": 0.75}}
+    tasks = {"train": 8, "held_out": 2, "unusable": 1, "unusable_because": ["task 9: it is gone"]}
+    record = {"tasks": tasks, "before": {"ap50": 0.5}, "after": {"ap50": 0.75}}
     jobs.finish(first, "succeeded", "better", version="yolonas-5-abc-v1", record=record)
     shown = say("jobs", "1")
     assert "0.500 -> 0.750" in shown
     assert "8 images to train on, 2 to judge by" in shown
+    assert "left out   1, like task 9: it is gone" in shown
 
 
 def test_jobs_are_cancelled_and_retried_and_errors_are_one_sentence(jobs: Jobs) -> None:

@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 
 from labelstudio_backend import learnt, serving, training_job
-from labelstudio_backend.corrections import held_out
+from labelstudio_backend.corrections import corrections, held_out, manifest, new_since
 from labelstudio_backend.gate import Verdict
 from labelstudio_backend.job import STOPPED, Job
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.label_studio_http import LabelStudioError
 from labelstudio_backend.learnt import FEATURES
+from labelstudio_backend.media import MediaCache, MediaError
 from labelstudio_backend.registry import ProjectRegistry, Registry
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import Version, load_checkpoint
@@ -118,6 +119,8 @@ class Bench:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     studio = FakeLabelStudio()
     monkeypatch.setattr(training_job, "LabelStudio", lambda url, token: studio)
+    monkeypatch.setattr(training_job, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(training_job, "AGAIN_SECONDS", 0.01)
     return Bench(tmp_path, studio)
 
 
@@ -226,6 +229,60 @@ def test_what_cannot_be_learnt_from_fails_with_a_sentence(
     assert reason in job.reason
     assert "Traceback" not in job.reason
     assert bench.project.current().number == 0
+
+
+def failing(bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, error: MediaError, times: float) -> None:
+    """Have the image of this task fail so often."""
+    fetch, asked = MediaCache.fetch, iter(range(10**6))
+
+    def failed(media: MediaCache, value: str, *, task_id: int, **options: Any) -> Path:
+        if task_id == number and next(asked) < times:
+            raise error
+        return fetch(media, value, task_id=task_id, **options)
+
+    monkeypatch.setattr(MediaCache, "fetch", failed)
+
+
+def test_label_studio_and_an_image_that_are_away_are_waited_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(training_job, "PATIENCE_SECONDS", 60.0)
+    failing(bench, monkeypatch, 3, MediaError("3.png could not be fetched: ls answered 503", passing=True), 2)
+    read = bench.studio.iter_tasks
+
+    def broken_off(*arguments: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        monkeypatch.setattr(bench.studio, "iter_tasks", read)
+        yield next(read(*arguments, **options))
+        raise LabelStudioError("no answer from Label Studio")
+
+    monkeypatch.setattr(bench.studio, "iter_tasks", broken_off)
+    job = bench.train()
+    assert job.state == "succeeded", job.reason
+    assert (job.record["tasks"]["labelled"], job.record["tasks"]["unusable"]) == (12, 0)
+    assert caplog.text.count("trying again") == 3
+
+
+def test_an_image_that_stays_away_fails_the_training_and_thins_out_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(bench, monkeypatch, 3, MediaError("3.png could not be fetched: ls answered 503", passing=True), 10**6)
+    job = bench.train()
+    assert job.state == "failed"
+    assert job.reason.startswith("task 3: 3.png could not be fetched: ls answered 503; nothing is learnt without it")
+    assert bench.project.current().number == 0
+
+
+def test_a_task_whose_image_is_gone_stands_in_the_manifest_as_unusable(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing(bench, monkeypatch, 3, MediaError("3.png could not be fetched: ls answered 404"), 10**6)
+    job = bench.train()
+    assert job.state == "succeeded", job.reason
+    parts = {number: entry["part"] for number, entry in bench.project.current().record["manifest"].items()}
+    assert [number for number, part in parts.items() if part == "unusable"] == ["3"]
+    assert len(parts) == 12
+    assert job.record["tasks"]["unusable_because"] == ["task 3: 3.png could not be fetched: ls answered 404"]
+    assert new_since(manifest(corrections(bench.studio.tasks)), job.manifest) == 0, "nothing to train for again"
 
 
 def test_a_full_disk_leaves_the_old_version_serving(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

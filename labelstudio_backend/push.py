@@ -254,24 +254,23 @@ class _Pusher:
         self._tell()
 
     def _store(self) -> None:
-        """Store what is held, except for tasks that somebody has had predicted since, or that are gone.
+        """Store what is held, except for tasks that somebody has had predicted since, or that are gone."""
+        try:
+            self._patiently(self._import)
+        except LabelStudioError as error:
+            if error.status != 400:
+                raise
+            self._patiently(self._import)  # one of the tasks was deleted just now, perhaps
 
-        An import whose answer was lost may have been carried out: so each try first looks at what is missing.
-        """
-        refused = False
-        while self.held:
-            there = {int(task["id"]) for task in self._patiently(lambda: self._missing(self.held))}
-            self.held = {task: prediction for task, prediction in self.held.items() if task in there}
-            if not self.held:
-                return
-            try:
-                self.stored += self.client.import_predictions(self.project, list(self.held.values()))
-            except LabelStudioError as error:
-                gone = error.status == 400 and not refused  # one of the tasks was deleted just now, perhaps
-                if not (gone or _passing(error)):
-                    raise
-                refused = refused or gone
-                continue
+    def _import(self) -> None:
+        """One try; an import whose answer was lost may have been carried out, so it first looks at what is missing."""
+        if not self.held:
+            return
+        missing = {int(task["id"]) for task in self._missing(self.held)}
+        self.done += len(self.held) - len(missing)
+        self.held = {task: prediction for task, prediction in self.held.items() if task in missing}
+        if self.held:
+            self.stored += self.client.import_predictions(self.project, list(self.held.values()))
             self.done += len(self.held)
             self.held = {}
 

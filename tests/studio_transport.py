@@ -116,6 +116,7 @@ class FakeStudio(httpx.MockTransport):
         self.status = 0  # answered to everything, where it is set
         self.away = 0  # calls that are not answered
         self.lose = 0  # imports that are carried out, but whose answer is lost
+        self.overloaded = 0  # imports that are answered 504, and not carried out
         self.files: dict[str, bytes] = {}
         self.calls: Counter[str] = Counter()
         self.ids = 0
@@ -325,6 +326,9 @@ class FakeStudio(httpx.MockTransport):
     def _import(self, body: list[dict[str, Any]]) -> dict[str, Any]:
         if any(item["task"] not in self.tasks for item in body):
             raise Answer(400, detail="Validation error", validation_errors={"non_field_errors": ["invalid task"]})
+        if self.overloaded > 0:
+            self.overloaded -= 1
+            raise Answer(504, detail="Gateway Time-out")
         self.predictions += [{"id": self._id(), **item} for item in body]
         if self.lose > 0:
             self.lose -= 1

@@ -143,6 +143,36 @@ def test_an_import_whose_answer_is_lost_is_not_made_twice(studio: FakeStudio, pu
     assert studio.calls["DELETE api/predictions/ID"] == 0, "not made, rather than mended"
 
 
+def test_an_import_that_fails_for_a_moment_is_tried_again_after_a_pause(
+    studio: FakeStudio, push: Callable[..., Pushed]
+) -> None:
+    notes: list[str] = []
+    waited: list[float] = []
+    studio.overloaded = 6
+    pushed = push(show=lambda done, total, note: notes.append(note), pause=waited.append)
+    assert pushed.left == []
+    assert studio.of_version() == list(range(1, 301))
+    assert waited == [1, 2, 4, 8, 15, 15]
+    assert notes.count("waiting for Label Studio") == 6
+
+
+def test_imports_that_go_on_failing_are_given_up(
+    studio: FakeStudio, push: Callable[..., Pushed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, waited = [time.monotonic()], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+        waited.append(seconds)
+        assert len(waited) < 1000
+
+    studio.overloaded = 10**9
+    with pytest.raises(LabelStudioError, match=r"import/predictions answered 504"):
+        push(pause=pause)
+    assert 300 <= sum(waited) < 330
+
+
 def test_an_import_that_ended_late_leaves_no_doubles(studio: FakeStudio, push: Callable[..., Pushed]) -> None:
     late = [{"id": 10**6 + task, "task": task, "result": [], "score": 1, "model_version": VERSION} for task in (7, 8)]
 

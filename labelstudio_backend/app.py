@@ -134,7 +134,11 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     app.add_middleware(metrics.Observed)
     app.include_router(page.router)
     app.include_router(api.router)
-    predicting = 0
+    predicting = 0  # threads that are taken: one of them may have to notice yet that its client has left
+
+    def done(_: object) -> None:
+        nonlocal predicting
+        predicting -= 1
 
     def changed(key: str) -> None:
         service.start_loading(key)
@@ -177,20 +181,20 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     async def predict(request: Request) -> Response:
         nonlocal predicting
         gone: Future[None] = Future()
+        body = await request.body()  # before it is counted: between the two others may come
         if predicting >= PREDICT_THREADS:
             gone.set_result(None)  # nothing is computed, but what a batch action asks is noted, to be made up for
             await answer(quick, lambda parsed: service.predict(parsed, gone), request)
             return _json(503, {"error": f"{predicting} requests are being worked on; ask again later"})
-        body = await request.body()
         predicting += 1
         work = asyncio.get_running_loop().run_in_executor(
             slow, copy_context().run, _answer, lambda parsed: service.predict(parsed, gone), body
         )
+        work.add_done_callback(done)
         watch = asyncio.ensure_future(_left(request))
         try:
             await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            predicting -= 1
             gone.set_result(None)  # of no consequence where the answer is there
             watch.cancel()
         return await work

@@ -348,6 +348,59 @@ def test_a_batch_action_on_top_of_too_many_requests_is_refused_at_once_and_owed(
     assert model.seen == [0]
 
 
+def test_the_limit_holds_for_requests_that_come_at_the_same_time(
+    server: Callable[..., tuple[str, FastAPI]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labelstudio_backend.app.PREDICT_THREADS", 2)
+    model = GatedModel()
+    url, _ = server(model)
+    sent = threading.Barrier(5)
+
+    def ask(number: int) -> bytes:
+        body = json.dumps(predict_body(1, first=number)).encode()
+        head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", urlsplit(url).port), 60) as connection:
+            connection.sendall(head + body[:10])
+            sent.wait(60)
+            time.sleep(0.2)  # the server has all heads
+            connection.sendall(body[10:])
+            return connection.recv(12)
+
+    with ThreadPoolExecutor(5) as pool:
+        try:
+            asked = [pool.submit(ask, number) for number in range(5)]
+            wait(lambda: sum(one.done() for one in asked) == 3, what="three refusals")
+        finally:
+            model.may_go_on.set()
+    assert sorted(one.result() for one in asked) == [b"HTTP/1.1 200"] * 2 + [b"HTTP/1.1 503"] * 3
+
+
+def test_a_request_that_was_given_up_counts_until_its_thread_is_free(
+    server: Callable[..., tuple[str, FastAPI]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("labelstudio_backend.app.PREDICT_THREADS", 1)
+    url, app = server(FakeModel())
+    began, may_go_on = threading.Event(), threading.Event()
+
+    def busy(body: Any, gone: Any) -> dict[str, Any]:
+        if not gone.done():
+            began.set()
+            assert may_go_on.wait(60)
+        return {"results": []}
+
+    monkeypatch.setattr(app.state.service, "predict", busy)
+    with httpx.Client(base_url=url, timeout=60) as http:
+        try:
+            with pytest.raises(httpx.ReadTimeout):
+                http.post("/predict", json=predict_body(1), timeout=0.3)
+            assert began.wait(60)
+            time.sleep(0.2)  # the server has noticed
+            assert http.post("/predict", json=predict_body(1)).status_code == 503
+        finally:
+            may_go_on.set()
+        wait(lambda: http.post("/predict", json=predict_body(1)).status_code == 200, what="a free thread")
+
+
 def test_an_untrained_network_end_to_end(tmp_path: Path) -> None:
     app = create_app(settings(tmp_path, weights=UNTRAINED))
     config = CONFIG.replace("0.25", "0.001")

@@ -1,7 +1,8 @@
 """The HTTP routes that Label Studio calls; no logic.
 
-/health, /setup, /webhook, /versions and /job_status run on threads of their own, so that they answer within Label
-Studio's 1 to 3 seconds however many predictions are being made.
+/health, /setup, /webhook and /versions run on threads of their own, so that they answer within Label Studio's 1 to 3
+seconds however many predictions are being made. So does what looks into the queue of trainings, which may be in a Redis
+that does not answer: /job_status, START_TRAINING, the dashboard and /metrics.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 QUICK_THREADS = 4
+LOOK_THREADS = 4
 SENTENCE = 1000  # characters of an error: what was sent may be in it
 PREDICT_THREADS = 64  # they wait for the scheduler; what comes on top of so many is refused at once
 
@@ -80,10 +82,11 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
     if learning is None and settings.can_train and client is not None:
         learning = _learning(settings, registry, client, service)
     quick = ThreadPoolExecutor(QUICK_THREADS, "quick")
+    looks = ThreadPoolExecutor(LOOK_THREADS, "look")
     slow = ThreadPoolExecutor(PREDICT_THREADS, "predict")
     jobs = learning.jobs if learning is not None and isinstance(learning.jobs, JobQueue) else None
     overview = Overview(registry, _glance(settings) if client is not None else None)
-    api = Api(settings, registry, service, jobs, overview, quick)
+    api = Api(settings, registry, service, jobs, overview, looks)
     exported = metrics.Metrics(registry, service, jobs, lambda: _last_success(learning))
     page = Page()
 
@@ -102,8 +105,8 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
             learning.stop()
         service.close()
         api.close()
-        quick.shutdown(wait=False, cancel_futures=True)
-        slow.shutdown(wait=False, cancel_futures=True)
+        for pool in (quick, looks, slow):
+            pool.shutdown(wait=False, cancel_futures=True)
         media.close()
         if client is not None:
             client.close()
@@ -166,7 +169,7 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
-        text = await asyncio.get_running_loop().run_in_executor(quick, exported.text)
+        text = await asyncio.get_running_loop().run_in_executor(looks, exported.text)
         return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     @app.get("/health")
@@ -205,11 +208,12 @@ def create_app(settings: Settings, *, load: Load | None = None, learning: Learni
 
     @app.post("/webhook", **openapi.ROUTES["/webhook"])
     async def webhook(request: Request) -> Response:
-        return await answer(quick, lambda body: _webhook(service, learning, body), request)
+        pool = looks if b"START_TRAINING" in await request.body() else quick
+        return await answer(pool, lambda body: _webhook(service, learning, body), request)
 
     @app.post("/job_status", **openapi.ROUTES["/job_status"])
     async def job_status(request: Request) -> Response:
-        return await answer(quick, lambda body: _job_status(learning, body), request)
+        return await answer(looks, lambda body: _job_status(learning, body), request)
 
     return app
 

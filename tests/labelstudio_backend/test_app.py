@@ -24,9 +24,11 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
 from pydantic import SecretStr
+from redis import Redis
 
 from labelstudio_backend.app import Learning, create_app
 from labelstudio_backend.owed import Owed
+from labelstudio_backend.redis_jobs import RedisJobs
 from labelstudio_backend.service import Service
 from labelstudio_backend.settings import UNTRAINED, Settings
 from real_label_studio import wait
@@ -399,6 +401,35 @@ def test_a_request_that_was_given_up_counts_until_its_thread_is_free(
         finally:
             may_go_on.set()
         wait(lambda: http.post("/predict", json=predict_body(1)).status_code == 200, what="a free thread")
+
+
+def test_a_queue_that_does_not_answer_holds_up_neither_setup_nor_events(tmp_path: Path, learning: FakeLearning) -> None:
+    """Label Studio gives annotation webhooks 1 s and /setup 3 s."""
+    setup = {"project": "5.1795289898", "schema": CONFIG, "hostname": "http://ls"}
+    project = {"id": 5, "created_at": "2026-11-21T19:38:18.810449Z"}
+    with socket.create_server(("127.0.0.1", 0)) as silent, ExitStack() as connections:
+        redis = Redis.from_url(f"redis://127.0.0.1:{silent.getsockname()[1]}/0", socket_timeout=2.0)
+        queue = RedisJobs(redis, tmp_path / "jobs")
+        app = create_app(
+            settings(tmp_path),
+            load=lambda version: FakeModel(),
+            learning=Learning(queue, learning, lambda: None, lambda: None),
+        )
+        with served(app) as url, ThreadPoolExecutor(6) as pool, httpx.Client(base_url=url, timeout=60) as http:
+            assert http.post("/setup", json=setup).status_code == 200
+            calls = [
+                *(pool.submit(http.get, path) for path in ("/api/projects", "/metrics", "/api/jobs", "/api/jobs")),
+                pool.submit(http.post, "/job_status", json={"job": "7"}),
+                pool.submit(http.post, "/webhook", json={"action": "START_TRAINING", "project": project}),
+            ]
+            for _ in range(4):
+                connections.enter_context(silent.accept()[0])  # all threads that may wait for it do
+            for path, body in (("/setup", setup), ("/webhook", {"action": "TASKS_CREATED", "project": project})):
+                begin = time.monotonic()
+                assert http.post(path, json=body).status_code == 200
+                assert time.monotonic() - begin < 0.9
+            assert [call.result().status_code for call in calls] == [200, 200, 200, 200, 503, 503]
+    assert [action for _, action in learning.hints] == ["TASKS_CREATED"]
 
 
 def test_an_untrained_network_end_to_end(tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ class MediaError(YolonasError):
         self.passing = passing
 
 
+class LateError(MediaError):
+    """A file that did not come by the time at which nobody waits for it any more."""
+
+
 @dataclass(frozen=True)
 class _Limits:
     """Of one download, and how the settings that hold them begin."""
@@ -100,14 +104,22 @@ class MediaCache:
         self._http.close()
 
     def fetch(
-        self, value: str, *, task_id: int | None = None, uid: str = "", hostname: str = "", video: bool = False
+        self,
+        value: str,
+        *,
+        task_id: int | None = None,
+        uid: str = "",
+        hostname: str = "",
+        video: bool = False,
+        deadline: float = float("inf"),
     ) -> Path:
         """A local file with the content of a task's image or video: one of the cache, or of `YOLONAS_MEDIA_FOLDERS`.
 
         `value`: `/data/upload/...`, `/data/local-files/?d=...`, a URL of Label Studio's or of an allowed host, a path
         in an allowed folder, a `data:` URL, or a cloud URI such as `s3://...`, which Label Studio resolves for the task
         `task_id`. `uid`: "ID.timestamp" of the task's project; `hostname`: the address under which its Label Studio
-        named itself at /setup. Raises MediaError: one sentence that says what to do.
+        named itself at /setup. `deadline`, of time.monotonic(): nobody waits longer. Raises MediaError: one sentence
+        that says what to do; LateError at the deadline.
         """
         limits = _Limits.of(self._settings, video)
         hostname = self._known_name(value, uid, hostname)
@@ -122,7 +134,13 @@ class MediaCache:
                 content: bytes | bytearray = self._decode(value, limits)
             else:
                 url, of_label_studio = self._locate(value, task_id, hostname)
-                content = self._download(url, own=of_label_studio, shown=brief(value), limits=limits)
+                until = min(deadline, time.monotonic() + limits.seconds)
+                try:
+                    content = self._download(url, until, own=of_label_studio, shown=brief(value), limits=limits)
+                except MediaError as error:
+                    if until == deadline <= time.monotonic():
+                        raise LateError(f"{brief(value)} was not fetched in time") from error
+                    raise
             limits.check_pixels(content, value)
         try:
             return self._files.put(key, content)
@@ -298,15 +316,16 @@ class MediaCache:
             raise limits.too_large(value)
         return content
 
-    def _download(self, url: str, *, own: bool, shown: str, limits: _Limits) -> bytes | bytearray:
-        deadline = time.monotonic() + limits.seconds
+    def _download(self, url: str, deadline: float, *, own: bool, shown: str, limits: _Limits) -> bytes | bytearray:
         redirects, tries = 0, 2
         while True:
             tries -= 1
             authorized = own and below(url, self._settings.label_studio_url)
             try:
                 headers = self._client.authorization() if authorized and self._client is not None else {}
-                with self._http.stream("GET", url, headers=headers) as answer:
+                left = max(min(deadline - time.monotonic(), self._settings.media_seconds), 0.1)
+                patience = httpx.Timeout(left, connect=CONNECT_SECONDS)
+                with self._http.stream("GET", url, headers=headers, timeout=patience) as answer:
                     if answer.is_success:
                         return self._body(answer, deadline, shown, limits)
                     status, location = answer.status_code, answer.headers.get("location", "")

@@ -20,7 +20,7 @@ from labelstudio_backend.acquisition import Acquisition, of_control
 from labelstudio_backend.asked import Asked, level_of
 from labelstudio_backend.client import project_uid
 from labelstudio_backend.mapping import describe, mapped, own_labels, served_controls
-from labelstudio_backend.media import MediaCache
+from labelstudio_backend.media import LateError, MediaCache
 from labelstudio_backend.models import Load, Model, Models
 from labelstudio_backend.notices import Notices
 from labelstudio_backend.owed import Owed
@@ -419,8 +419,14 @@ class Service:
 
         data = asked.tasks[video.task].get("data") or {}
         try:
-            number = asked.number(video.task)
-            file = self.media.fetch(video.value, task_id=number, uid=asked.uid, hostname=asked.hostname, video=True)
+            file = self.media.fetch(
+                video.value,
+                task_id=asked.number(video.task),
+                uid=asked.uid,
+                hostname=asked.hostname,
+                video=True,
+                deadline=asked.deadline,
+            )
             looked = self.videos.look(file, f"{served.name} {conf}", model.names, detect, asked.deadline)
             rates = [control.frames_per_second(data) for control, _ in used]
             found = [
@@ -428,6 +434,8 @@ class Service:
                 for (control, label_map), rate in zip(used, rates, strict=True)
             ]
             return [region for regions in found for region in regions]
+        except LateError:
+            asked.not_reached(video.task)
         except NotReachedError as error:
             asked.late.add(video.task)
             asked.reasons[video.task] = str(error)

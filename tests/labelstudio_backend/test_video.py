@@ -17,7 +17,7 @@ import pytest
 from labelstudio_backend import video, video_frames
 from labelstudio_backend.acquisition import by_chance
 from labelstudio_backend.corrections import Correction, labelled_images
-from labelstudio_backend.media import MediaCache, MediaError
+from labelstudio_backend.media import LateError, MediaCache, MediaError
 from labelstudio_backend.registry import Registry
 from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
@@ -222,6 +222,24 @@ def test_a_long_video_takes_several_requests(tmp_path: Path, film: Path, monkeyp
         assert len(frame) == (2 if 10 <= (frame.frame or 0) < 30 else 1)
     Videos(settings).look(film, "v1", Colours.names, clock.detect, clock.now + 99)
     assert clock.looked == FRAMES  # another version looks for itself
+
+
+def test_a_video_that_is_fetched_too_slowly_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its own time-out may end after the request's: Label Studio would have given up by then."""
+    harness = Harness(tmp_path, predict_seconds=1.0)
+    asked: list[float] = []
+
+    def late(value: str, *, deadline: float, **_: Any) -> Path:
+        asked.append(deadline - time.monotonic())
+        raise LateError("not in time")
+
+    monkeypatch.setattr(harness.service.media, "fetch", late)
+    assert harness.predict({"video": "/data/upload/1/film.mp4"}) == [[]]
+    assert 0 < asked[0] <= 1.0
+    assert "not reached in 1 s (YOLONAS_PREDICT_SECONDS); it will be asked again" in caplog.text
+    harness.service.close()
 
 
 def test_a_damaged_file_of_findings_costs_only_time(

@@ -427,7 +427,15 @@ class Service:
                 video=True,
                 deadline=asked.deadline,
             )
-            looked = self.videos.look(file, f"{served.name} {conf}", model.names, detect, asked.deadline)
+            looked = self.videos.look(
+                file,
+                f"{served.name} {conf}",
+                model.names,
+                detect,
+                asked.deadline,
+                level=asked.level,
+                gone=asked.gone,
+            )
             rates = [control.frames_per_second(data) for control, _ in used]
             found = [
                 tracks(looked, control, label_map, rate=rate, default_threshold=default)

@@ -1,7 +1,8 @@
 """Videos of tasks: a few frames of each second through the model, and what was found as tracks.
 
 A video may take longer than Label Studio waits for an answer. So what was found is kept in a file as far as the time
-reached, and the next request for the same video goes on from there.
+reached, and the next request for the same video goes on from there. The video stays open until then: to decode it again
+up to there may take longer than a request has.
 """
 
 from __future__ import annotations
@@ -10,11 +11,10 @@ import dataclasses
 import hashlib
 import logging
 import math
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from labelstudio_backend.media import MediaError
 from labelstudio_backend.settings import Settings
+from labelstudio_backend.turns import Turns
 from yolonas.atomic import atomic_file
 from yolonas.errors import DataError, YolonasError
 from yolonas.inference.detections import Detections
@@ -36,6 +37,7 @@ LOW = 0.1  # boxes down to this score continue a track, as in ByteTrack
 LOST_SECONDS = 1.2  # a track that was not seen for longer is forgotten: 30 frames of the usual 25 a second
 AT_ONCE = 8  # frames in memory
 KEPT = 500  # videos whose findings are kept, the most recently used
+OPEN = 2  # unfinished videos that stay open: one of a batch action, and one that somebody has opened
 
 Detect = Callable[[list[Frame]], Sequence[Detections | str | None]]
 
@@ -102,40 +104,90 @@ class Looked:
             logger.warning("%s is damaged, so its video is looked at anew: %s", path, error)
 
 
+class _Reading:
+    """A video that is open: it is read on from where it was left, whoever asks for it then."""
+
+    def __init__(self, video: Video, stride: int) -> None:
+        self.first = 0  # all frames from this one on are still to be had
+        self._steps = video.steps(lambda index: index >= self.first and index % stride == 0)
+        self._ahead: list[Frame] = []  # read, and not asked for again yet
+
+    def batch(self, first: int, stop: Callable[[], bool]) -> list[Frame] | None:
+        """The next frames from `first` on, AT_ONCE or what is left; None where it has to stop before it has them.
+
+        What was read by then is not read again. A video that breaks off ends where it does. Raises MediaError for one
+        without a frame.
+        """
+        self.first = first
+        self._ahead = [frame for frame in self._ahead if frame.index >= first]
+        while len(self._ahead) < AT_ONCE:
+            try:
+                step = next(self._steps)
+            except StopIteration:
+                break
+            if isinstance(step, DataError):
+                if first == 0 and not self._ahead:
+                    raise MediaError("its video cannot be read; upload it again, as MP4 (H.264) or WebM")
+                logger.warning("%s", step)
+            elif step is not None:
+                self._ahead.append(step)
+            if stop():
+                return None
+        return self._ahead
+
+
 class Videos:
     """Looks at one video at a time, and keeps what it found in `<state_dir>/videos`."""
 
     def __init__(self, settings: Settings) -> None:
         self.folder = settings.state_dir / "videos"
         self._settings = settings
-        self._turn = threading.Lock()
+        self._turns = Turns()
+        self._unfinished: dict[Path, _Reading] = {}  # by the file of findings, the last used last
 
-    def look(self, file: Path, model: str, names: Sequence[str], detect: Detect, deadline: float) -> Looked:
+    def look(
+        self,
+        file: Path,
+        model: str,
+        names: Sequence[str],
+        detect: Detect,
+        deadline: float,
+        *,
+        level: int = 0,
+        gone: Future[None] | None = None,
+    ) -> Looked:
         """What there is in a whole video, as far as some frames of each second tell.
 
         file: the video; model: names what `detect` gives, and so what was found before; names: the model's classes;
         detect: detections of a batch of frames, reasons why there are none, or None for what was not reached;
-        deadline: of time.monotonic(). Raises NotReachedError when the time is over, MediaError for a file that is no
-        video or a frame that failed.
+        deadline: of time.monotonic(); level: the lowest goes first, and has the others pause; gone: done once nobody
+        waits any more. Raises NotReachedError when the time is over, MediaError for a file that is no video or a frame
+        that failed.
         """
+        leaving: Future[None] = gone or Future()
         video = checked(file)
         looked = Looked(video.frame_rate(), video.frame_count() or 0)
         stride = max(1, round(looked.fps / self._settings.video_rate))
         identity = f"{file} {file.stat().st_size} {model} {stride} {self._settings.iou}"
         kept = self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
-        if not self._turn.acquire(timeout=max(0.0, deadline - time.monotonic())):
-            raise NotReachedError("its video waits for another one; asked again, it has its turn")
-        try:
-            looked.load(kept, names)
-            before = looked.next
+        looked.load(kept, names)
+        place, more = self._turns.place(level), True
+
+        def over(seconds: float = 0.0) -> bool:
+            """Whether nobody waits any more for what takes so long."""
+            return leaving.done() or time.monotonic() + seconds > deadline
+
+        def urgent() -> bool:
+            return self._turns.urgent(level)
+
+        while more and not looked.done:
+            if not self._turns.take(place, deadline, leaving):
+                raise NotReachedError("its video waits for another one; asked again, it has its turn")
             try:
-                if not looked.done:
-                    self._go_on(video, looked, stride, detect, deadline)
+                looked.load(kept, names)  # the turn before may have been for the same video
+                more = looked.done or self._read_on(video, looked, kept, stride, detect, over, urgent)
             finally:
-                if looked.done or looked.next > before:
-                    self._keep(looked, kept)
-        finally:
-            self._turn.release()
+                self._turns.release()
         if not looked.done:
             raise NotReachedError(
                 f"its video was looked at up to frame {looked.next} of {looked.count or 'an unknown number'} in "
@@ -143,23 +195,30 @@ class Videos:
             )
         return looked
 
-    def _go_on(self, video: Video, looked: Looked, stride: int, detect: Detect, deadline: float) -> None:
-        slowest = 0.0
-        frames = _frames(video, looked.next, stride)
-        while batch := list(islice(frames, AT_ONCE)):
-            begin = time.monotonic()
-            if begin + slowest > deadline:
-                return
-            outcomes = detect(batch)
-            for frame, outcome in zip(batch, outcomes, strict=True):
-                if outcome is None:
-                    return
-                if isinstance(outcome, str):
-                    raise MediaError(f"frame {frame.index} of its video: {outcome}")
-                plain = dataclasses.replace(outcome, image=None, signals=None)
-                looked.frames.append(dataclasses.replace(plain, frame=frame.index, time=frame.time))
-            slowest = max(slowest, time.monotonic() - begin)
-        looked.done = True
+    def _read_on(
+        self,
+        video: Video,
+        looked: Looked,
+        kept: Path,
+        stride: int,
+        detect: Detect,
+        over: Callable[..., bool],
+        urgent: Callable[[], bool],
+    ) -> bool:
+        """Use a turn; whether it ended because somebody more urgent waits for one."""
+        before, reading = looked.next, self._unfinished.pop(kept, None)
+        if reading is None or reading.first > before:
+            reading = _Reading(video, stride)
+        try:
+            gives_way = _go_on(reading, looked, detect, over, urgent)
+        finally:
+            if looked.done or looked.next > before:
+                self._keep(looked, kept)
+        if not looked.done:
+            self._unfinished[kept] = reading
+            if len(self._unfinished) > OPEN:
+                del self._unfinished[next(iter(self._unfinished))]
+        return gives_way
 
     def _keep(self, looked: Looked, path: Path) -> None:
         try:
@@ -171,17 +230,28 @@ class Videos:
             logger.warning("what was found in a video could not be kept in %s: %s", path, error.strerror or error)
 
 
-def _frames(video: Video, first: int, stride: int) -> Iterator[Frame]:
-    """Every `stride`-th frame from `first` on; a video that breaks off ends where it does."""
-    some = first > 0
-    for frame in video.frames(stride):
-        if isinstance(frame, DataError):
-            if not some:
-                raise MediaError("its video cannot be read; upload it again, as MP4 (H.264) or WebM")
-            logger.warning("%s", frame)
-        elif frame.index >= first:
-            some = True
-            yield frame
+def _go_on(
+    reading: _Reading, looked: Looked, detect: Detect, over: Callable[..., bool], urgent: Callable[[], bool]
+) -> bool:
+    """Look at frames until there are no more, time is up, or somebody more urgent waits; whether it was the last."""
+    slowest = 0.0
+    while not over(slowest):
+        begin = time.monotonic()
+        batch = reading.batch(looked.next, lambda: over() or urgent())
+        if batch is None:
+            return not over()
+        for frame, outcome in zip(batch, detect(batch), strict=True):
+            if outcome is None:
+                return False
+            if isinstance(outcome, str):
+                raise MediaError(f"frame {frame.index} of its video: {outcome}")
+            plain = dataclasses.replace(outcome, image=None, signals=None)
+            looked.frames.append(dataclasses.replace(plain, frame=frame.index, time=frame.time))
+        slowest = max(slowest, time.monotonic() - begin)
+        if len(batch) < AT_ONCE:
+            looked.done = True
+            break
+    return False
 
 
 def checked(file: Path) -> Video:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import logging
+import shutil
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,13 +22,15 @@ from labelstudio_backend.acquisition import by_chance
 from labelstudio_backend.corrections import Correction, labelled_images
 from labelstudio_backend.media import LateError, MediaCache, MediaError
 from labelstudio_backend.registry import Registry
+from labelstudio_backend.scheduler import Level
 from labelstudio_backend.service import Service
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.video import NotReachedError, Videos, is_video
 from moving_pictures import write_video
+from real_label_studio import wait
 from yolonas.errors import YolonasError
 from yolonas.inference.detections import Detections
-from yolonas.inference.video import Frame
+from yolonas.inference.video import Frame, Video
 from yolonas.labelstudio import parse_label_config
 
 HOST, UID, FPS, FRAMES = "http://localhost:8080", "5.1795289898", 10, 40
@@ -222,6 +227,195 @@ def test_a_long_video_takes_several_requests(tmp_path: Path, film: Path, monkeyp
         assert len(frame) == (2 if 10 <= (frame.frame or 0) < 30 else 1)
     Videos(settings).look(film, "v1", Colours.names, clock.detect, clock.now + 99)
     assert clock.looked == FRAMES  # another version looks for itself
+
+
+class Decoder:
+    """Opens videos of which each frame takes a second of the clock to decode."""
+
+    def __init__(self, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.clock, self.grabbed, self.retrieved = clock, 0, 0
+        self.on_grab: Callable[[], object] = lambda: None
+        real = Video.open
+        monkeypatch.setattr(Video, "open", lambda video: _Slow(self, real(video)))
+        monkeypatch.setattr("labelstudio_backend.video.time", clock)
+
+
+class _Slow:
+    def __init__(self, decoder: Decoder, capture: Any) -> None:
+        self._decoder, self._capture = decoder, capture
+
+    def grab(self) -> bool:
+        self._decoder.clock.now += 1
+        self._decoder.grabbed += 1
+        self._decoder.on_grab()
+        return bool(self._capture.grab())
+
+    def retrieve(self) -> Any:
+        self._decoder.retrieved += 1
+        return self._capture.retrieve()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._capture, name)
+
+
+def until_finished(videos: Videos, film: Path, clock: Clock, seconds: float) -> int:
+    """Ask for a video until it is answered, for so long each time; how often it was asked for."""
+    for times in range(1, 20):
+        begin = clock.now
+        try:
+            videos.look(film, "v0", Colours.names, clock.detect, clock.now + seconds)
+            return times
+        except NotReachedError:
+            assert clock.now - begin <= seconds + 8, "one batch beyond the deadline, at most"
+    raise AssertionError("never finished")
+
+
+def test_a_video_that_takes_long_to_decode_is_gone_on_with_where_it_was_left(
+    tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    decoder = Decoder(clock, monkeypatch)
+    videos = Videos(Settings(state_dir=tmp_path, video_rate=5))
+    assert until_finished(videos, film, clock, 12) > 2
+    assert decoder.grabbed == FRAMES + 1  # each once, and the end
+    assert decoder.retrieved == clock.looked == FRAMES / 2
+    frames = videos.look(film, "v0", Colours.names, clock.detect, clock.now).frames
+    assert [frame.frame for frame in frames] == list(range(0, FRAMES, 2))
+    assert [len(frame) for frame in frames] == [2 if 10 <= index < 30 else 1 for index in range(0, FRAMES, 2)]
+
+
+def test_after_a_restart_the_way_to_where_it_was_left_may_take_several_requests(
+    tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    settings = Settings(state_dir=tmp_path, video_rate=5)
+    with monkeypatch.context() as quick:
+        quick.setattr(video, "time", clock)
+        with pytest.raises(NotReachedError, match="up to frame 31 of 40"):
+            Videos(settings).look(film, "v0", Colours.names, clock.detect, clock.now + 17)
+    decoder = Decoder(clock, monkeypatch)
+    videos, begin = Videos(settings), clock.now
+    with pytest.raises(NotReachedError):
+        videos.look(film, "v0", Colours.names, clock.detect, clock.now + 12)
+    assert clock.now - begin <= 13  # the deadline counts on the way, too
+    assert until_finished(videos, film, clock, 12) > 1
+    assert (decoder.grabbed, decoder.retrieved) == (FRAMES + 1, 4)  # what is known is not converted again
+
+
+def test_nobody_waits_for_a_video_any_more(tmp_path: Path, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, gone = Clock(), Future[None]()
+    decoder = Decoder(clock, monkeypatch)
+    decoder.on_grab = lambda: gone.set_result(None) if decoder.grabbed == 3 else None
+    videos = Videos(Settings(state_dir=tmp_path, video_rate=5))
+    with pytest.raises(NotReachedError):
+        videos.look(film, "v0", Colours.names, clock.detect, clock.now + 1000, gone=gone)
+    assert (decoder.grabbed, clock.looked) == (3, 0)
+
+
+class Gate:
+    """Lets detection go on batch by batch, and notes whose it was."""
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+        self.open = threading.Semaphore(0)
+
+    def of(self, name: str) -> Callable[[list[Frame]], list[Detections]]:
+        def detect(frames: list[Frame]) -> list[Detections]:
+            self.began.append(name)
+            assert self.open.acquire(timeout=60)
+            return [Colours().find(frame.image) for frame in frames]
+
+        return detect
+
+
+@pytest.fixture
+def two(tmp_path: Path, film: Path) -> Iterator[tuple[Videos, Gate, Callable[..., Future[Any]]]]:
+    """Videos, a gate in front of the model, and how a film is asked for by a name, in the background."""
+    videos, gate = Videos(Settings(state_dir=tmp_path, video_rate=5)), Gate()
+
+    def ask(name: str, file: Path = film, **options: Any) -> Future[Any]:
+        later = time.monotonic() + 60
+        return pool.submit(videos.look, file, "v0", Colours.names, gate.of(name), later, **options)
+
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            yield videos, gate, ask
+        finally:
+            gate.open.release(100)
+
+
+def waiting(videos: Videos, count: int) -> None:
+    wait(lambda: len(videos._turns._waiting) == count, what="those who wait for their turn")
+
+
+def test_who_opens_a_video_goes_before_a_batch_action(
+    two: tuple[Videos, Gate, Callable[..., Future[Any]]], film: Path, tmp_path: Path
+) -> None:
+    videos, gate, ask = two
+    others = [Path(shutil.copy(film, tmp_path / f"{index}.mp4")) for index in range(2)]
+    batch = ask("batch", level=2)
+    wait(lambda: gate.began == ["batch"])
+    ask("batch, later", others[0], level=2)
+    waiting(videos, 1)
+    opened = ask("opened", others[1], level=1)
+    waiting(videos, 2)
+    gate.open.release(100)
+    assert len(opened.result(60).frames) == len(batch.result(60).frames) == FRAMES / 2
+    wait(lambda: len(gate.began) == 9)
+    assert gate.began == ["batch", *["opened"] * 3, *["batch"] * 2, *["batch, later"] * 3]
+
+
+def test_a_video_that_a_batch_action_is_at_is_opened(two: tuple[Videos, Gate, Callable[..., Future[Any]]]) -> None:
+    videos, gate, ask = two
+    batch = ask("batch", level=2)
+    wait(lambda: gate.began == ["batch"])
+    opened = ask("opened", level=1)
+    waiting(videos, 1)
+    gate.open.release(100)
+    assert [frame.frame for frame in opened.result(60).frames] == list(range(0, FRAMES, 2))
+    assert len(batch.result(60).frames) == FRAMES / 2
+    assert gate.began == ["batch", "opened", "opened"]  # each frame once
+
+
+def test_a_request_waits_for_its_videos_as_urgently_as_it_was_made(
+    harness: Harness, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def look(*_: Any, level: int, gone: Future[None]) -> None:
+        asked.append((level, gone.done()))
+        raise NotReachedError("its video waits")
+
+    monkeypatch.setattr(harness.service.videos, "look", look)
+    data = {"video": data_url(film)}
+    harness.predict(data)
+    harness.predict(data, data)
+    assert asked == [(Level.OPENED, False), (Level.MANY, False), (Level.MANY, False)]
+
+
+def test_who_leaves_does_not_wait_for_a_turn(two: tuple[Videos, Gate, Callable[..., Future[Any]]]) -> None:
+    videos, gate, ask = two
+    gone: Future[None] = Future()
+    ask("first")
+    wait(lambda: gate.began == ["first"])
+    leaving = ask("leaving", gone=gone)
+    waiting(videos, 1)
+    gone.set_result(None)
+    with pytest.raises(NotReachedError, match="waits for another one"):
+        leaving.result(30)
+    gate.open.release(1)
+    wait(lambda: gate.began == ["first", "first"])
+
+
+def test_a_finished_video_is_answered_while_another_one_is_looked_at(
+    two: tuple[Videos, Gate, Callable[..., Future[Any]]], film: Path, tmp_path: Path
+) -> None:
+    _, gate, ask = two
+    gate.open.release(3)
+    ask("finished").result(60)
+    ask("other", Path(shutil.copy(film, tmp_path / "other.mp4")))
+    wait(lambda: gate.began[-1] == "other")
+    assert len(ask("again").result(30).frames) == FRAMES / 2
 
 
 def test_a_video_that_is_fetched_too_slowly_is_asked_for_again(

@@ -63,17 +63,50 @@ class Video:
             from yolonas.inference.live import newest_frames
 
             return newest_frames(self, stride)
-        return self._in_order(lambda index: index % stride == 0)
+        return (frame for frame in self.steps(lambda index: index % stride == 0) if frame is not None)
 
     def chosen(self, indices: Collection[int]) -> Iterator[Frame | DataError]:
         """These frames of a file, in order; as far as there are any, and errors as of `frames`."""
         left = set(indices)
-        for frame in self._in_order(left.__contains__) if left else ():
+        for frame in self.steps(left.__contains__) if left else ():
+            if frame is None:
+                continue
             yield frame
             if isinstance(frame, Frame):
                 left.discard(frame.index)
             if not left:
                 return
+
+    def steps(self, wanted: Callable[[int], bool]) -> Iterator[Frame | DataError | None]:
+        """A file frame by frame: those whose index is `wanted`, None for each other one; errors as of `frames`.
+
+        For who may have to stop, or to pause, on the way: what is not wanted is decoded, but not converted.
+        """
+        if (problem := self._missing()) is not None:
+            yield problem
+            return
+        capture = self.open()
+        try:
+            if (problem := self._unusable(capture)) is not None:
+                yield problem
+                return
+            fps = _frame_rate(capture)
+            count = 0
+            while capture.grab():
+                frame = None
+                if wanted(count):
+                    done, bgr = capture.retrieve()
+                    if done:
+                        frame = Frame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), self.name, count, count / fps)
+                yield frame
+                count += 1
+            declared = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+            if count == 0:
+                yield DataError(f"{self.name} is a video without a frame that can be read")
+            elif count < declared - max(2, declared // 20):  # some formats only estimate their number of frames
+                yield DataError(f"{self.name} is truncated or damaged: {count} of its {declared} frames could be read")
+        finally:
+            capture.release()
 
     def frame_count(self) -> int | None:
         """How many frames a file declares; None for what is live, or cannot be opened or counted."""
@@ -99,31 +132,6 @@ class Video:
             return cv2.VideoCapture(str(self.source.absolute()), cv2.CAP_FFMPEG)
         limits = (cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, _STREAM_TIMEOUT, cv2.CAP_PROP_READ_TIMEOUT_MSEC, _STREAM_TIMEOUT)
         return cv2.VideoCapture(self.source, cv2.CAP_FFMPEG, limits)
-
-    def _in_order(self, wanted: Callable[[int], bool]) -> Iterator[Frame | DataError]:
-        if (problem := self._missing()) is not None:
-            yield problem
-            return
-        capture = self.open()
-        try:
-            if (problem := self._unusable(capture)) is not None:
-                yield problem
-                return
-            fps = _frame_rate(capture)
-            count = 0
-            while capture.grab():
-                if wanted(count):
-                    done, bgr = capture.retrieve()
-                    if done:
-                        yield Frame(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), self.name, count, count / fps)
-                count += 1
-            declared = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-            if count == 0:
-                yield DataError(f"{self.name} is a video without a frame that can be read")
-            elif count < declared - max(2, declared // 20):  # some formats only estimate their number of frames
-                yield DataError(f"{self.name} is truncated or damaged: {count} of its {declared} frames could be read")
-        finally:
-            capture.release()
 
     def _missing(self) -> DataError | None:
         if isinstance(self.source, Path):

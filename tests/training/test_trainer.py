@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from yolonas.errors import CheckpointError, DataError, YolonasError
 from yolonas.evaluation import evaluate
 from yolonas.inference.detector import Detector
 from yolonas.model import YoloNAS
-from yolonas.training import validation
+from yolonas.training import trainer, validation
 from yolonas.training.loss import DetectionLoss
 from yolonas.training.recipe import Recipe
 from yolonas.training.report import EpochReport
@@ -26,6 +27,7 @@ from yolonas.training.resume import RESUME_FILE
 from yolonas.training.schedule import Schedule
 from yolonas.training.snapshots import Snapshots
 from yolonas.training.trainer import TrainResult, train
+from yolonas.training.validation import Validation
 
 NAMES = ("red", "blue")
 MEAN = Snapshots.mean
@@ -287,6 +289,47 @@ def test_patience_ends_a_run_that_gets_no_better(
     assert checkpoint.load(result.best).record["epoch"] == 2
     resumed = train(*data, recipe=recipe, out_dir=tmp_path, variant="n", device="cpu", resume=True)
     assert resumed.epochs == 4  # it was over
+
+
+def test_watched_images_are_shown_and_choose_nothing(
+    data: tuple[LabelledImages, LabelledImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "WATCH_SHARE", math.inf)
+    accuracies = iter([0.9, 0.5, 0.3])  # by which the first epoch would be the best, and a run with patience over
+    real = validation.coco_ap
+    monkeypatch.setattr(validation, "coco_ap", lambda *args: replace(real(*args), ap=next(accuracies)))
+    nothing, reports = LabelledImages(NAMES, []), list[EpochReport]()
+    options = {"recipe": replace(RECIPE, evaluate_every=2, patience=1, average_best=2), "variant": "n", "device": "cpu"}
+    blind = train(data[0], nothing, out_dir=tmp_path / "blind", **options)
+    seen = train(data[0], nothing, out_dir=tmp_path / "seen", watch=data[1], on_epoch=reports.append, **options)
+    assert [report.ap for report in reports] == [0.9, 0.5, 0.3, None]  # the end is no place to look on the way
+    assert (seen.metrics, checkpoint.load(seen.best).conf) == (None, Checkpoint.conf)
+    assert_same_weights(seen.best, blind.best)
+    assert_same_weights(seen.last, blind.last)
+    assert "images that were watched only" in (tmp_path / "seen" / "report.html").read_text()
+    with pytest.raises(ValueError, match=r"as `val`.*or as `watch`"):
+        train(*data, out_dir=tmp_path, watch=data[1], **options)
+    strangers = LabelledImages(("cat", "dog"), data[1].images)
+    with pytest.raises(DataError, match="no class in common"):
+        train(data[0], nothing, out_dir=tmp_path, watch=strangers, **options)
+
+
+def test_watching_takes_a_tenth_of_the_time_at_most(
+    data: tuple[LabelledImages, LabelledImages], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[YoloNAS] = []
+
+    def look(self: Validation, model: YoloNAS) -> None:
+        looks.append(model)
+        time.sleep(0.15)
+
+    monkeypatch.setattr(Validation, "look", look)
+    monkeypatch.setattr(Schedule, "seconds", lambda self: 0.5 * self.step)
+    monkeypatch.setattr(trainer._Run, "images_per_second", lambda self: 1000.0)  # before the first: 0.03 s expected
+    recipe = replace(RECIPE, epochs=8, evaluate_every=8)  # of two steps, a second each
+    nothing = LabelledImages(NAMES, [])
+    train(data[0], nothing, recipe=recipe, out_dir=tmp_path, variant="n", device="cpu", watch=data[1])
+    assert 2 <= len(looks) <= 4
 
 
 def test_the_mean_of_the_best_weights_is_kept_where_it_is_better(

@@ -13,7 +13,7 @@ from yolonas.atomic import atomic_file
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One finished epoch; ap and ap50 are None where it was not evaluated."""
+    """One finished epoch; ap and ap50, of the validation or else the watched images, are None where not measured."""
 
     epoch: int  # from 1
     epochs: int  # planned; with a time budget the estimate so far

@@ -35,8 +35,10 @@ from yolonas.training.resume import RESUME_FILE, check_resume, read_resume, weig
 from yolonas.training.schedule import Schedule
 from yolonas.training.snapshots import Snapshots
 from yolonas.training.start import first_model, parameter_groups
-from yolonas.training.validation import Validation
+from yolonas.training.validation import CALIBRATION_IMAGES, Validation
 
+WATCH_SHARE = 0.1  # of the time, at most, for measurements that are only shown
+FORWARD_SHARE = 0.5  # of a training step's time: a guess, until the first of them was measured
 CLOSING_S = 4.0  # the files and the report after the last evaluation: 1.6 to 3.4 s on 87 images
 REPORT_EVERY_S = 60.0  # the curves of a run that goes on
 
@@ -69,6 +71,7 @@ def train(
     on_epoch: Callable[[EpochReport], None] | None = None,
     on_step: Callable[[int, int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    watch: LabelledImages | None = None,
 ) -> TrainResult:
     """Train a detector for the classes of `train`, from `start` or, without one, from random weights of `variant`.
 
@@ -79,6 +82,10 @@ def train(
     files. Classes that `start` knows by name, or through `class_sources` (new name -> known name), keep their
     predictor rows. With a `teacher` the loss also asks for its output, see `Distiller`.
 
+    `watch` shows a run without validation images how accurate it is: after some of the epochs, in at most a tenth of
+    the time, the averaged weights are measured on these images, for the reports alone. They choose nothing, and the
+    weights of the same steps are the same without them.
+
     Started by torchrun, every process calls this with the same arguments and trains on its share of each batch;
     the first writes the files.
 
@@ -87,12 +94,24 @@ def train(
     generator has a state to keep. `should_stop` is asked before every step; `on_step` is told the epoch, the steps
     done in it and how many it has.
 
-    Raises DataError where there is nothing to learn from or `val` has other classes, CheckpointError for a start or a
-    resume file that does not fit, YolonasError when the loss is not finite or the device's memory is full.
+    Raises DataError where there is nothing to learn from or `val` or `watch` has other classes, CheckpointError for a
+    start or a resume file that does not fit, YolonasError when the loss is not finite or the device's memory is full,
+    ValueError where both `val` and `watch` have images.
     """
+    if watch is not None and watch.images and val.images:
+        raise ValueError("give images as `val`, which choose the best weights, or as `watch`, which are only shown")
     with distributed.processes():
         run = _Run(
-            train, val, recipe, Path(out_dir), resolve_device(device), start, teacher, variant, class_sources or {}
+            train,
+            val,
+            recipe,
+            Path(out_dir),
+            resolve_device(device),
+            start,
+            teacher,
+            variant,
+            class_sources or {},
+            watch,
         )
         run.on_epoch, run.on_step, run.should_stop = on_epoch, on_step, should_stop
         if resume:
@@ -125,6 +144,7 @@ class _Run:
         teacher: Checkpoint | None,
         variant: str,
         class_sources: Mapping[str, str],
+        watch: LabelledImages | None = None,
     ) -> None:
         if recipe.drop_empty:
             train = replace(train, images=[image for image in train.images if not image.crowd.all()])
@@ -144,7 +164,7 @@ class _Run:
             getattr(self.model, name).requires_grad_(False)
         self.ema = ModelEMA(self.model, recipe.ema_decay)
         self.network = Network(self.model, device, recipe.precision, compiled=recipe.compile)
-        self.validation = Validation(train, val, self.network, recipe.batch, self.frozen)
+        self.validation = Validation(train, val, self.network, recipe.batch, self.frozen, watch)
         self.distiller: Distiller | None = None
         self.teacher_weights: int | None = None
         if teacher is not None and recipe.distillation:
@@ -183,6 +203,7 @@ class _Run:
         self.snapshots = Snapshots(self.out_dir / "snapshots", recipe.average_best)
         self.epoch = 0
         self.train_seconds = 0.0
+        self.look_seconds = self.last_look_seconds = 0.0  # of measurements on the watched images
         self.history: list[EpochReport] = []
         self.best_value = -1.0
         self.metrics: Metrics | None = None  # of the best checkpoint
@@ -202,7 +223,7 @@ class _Run:
             over = self.finished()
             due = over or self.epoch % self.recipe.evaluate_every == 0
             metrics = self.evaluate_and_save() if due else None
-            report = self.report(losses, metrics)
+            report = self.report(losses, metrics or (None if over else self.look()))
             self.history.append(report)
             if self.writes:
                 write_csv(self.out_dir / "results.csv", self.history)
@@ -229,6 +250,8 @@ class _Run:
 
     def values(self) -> dict[int, float]:
         """The accuracy that the best is chosen by, of each evaluated epoch."""
+        if not self.val.images:
+            return {}
         found = ((report.epoch, getattr(report, self.recipe.select_by)) for report in self.history)
         return {epoch: value for epoch, value in found if value is not None}
 
@@ -311,6 +334,19 @@ class _Run:
             values = {**self.values(), self.epoch: getattr(metrics, self.recipe.select_by)}
             self.snapshots.add(self.epoch, values, self.ema.model.state_dict())
         self.keep_if_best(self.ema.model, metrics)
+        return metrics
+
+    def look(self) -> Metrics | None:
+        """Measure the averaged weights on the watched images where that stays within its share of the time so far."""
+        watched = len(self.validation.watch)
+        expected = FORWARD_SHARE * (CALIBRATION_IMAGES + watched) / max(self.images_per_second(), 1e-6)
+        cost = self.look_seconds + (self.last_look_seconds or expected)
+        if not watched or not distributed.agree(cost <= WATCH_SHARE * self.schedule.seconds())[0]:
+            return None
+        begun = time.monotonic()
+        metrics = self.validation.look(self.ema.model)
+        self.last_look_seconds = time.monotonic() - begun
+        self.look_seconds += self.last_look_seconds
         return metrics
 
     def keep_if_best(self, model: YoloNAS, metrics: Metrics | None, **record: Any) -> None:
@@ -412,6 +448,7 @@ class _Run:
             "seconds": self.schedule.seconds(),
             "closing_seconds": self.schedule.closing_seconds,
             "train_seconds": self.train_seconds,
+            "look_seconds": self.look_seconds,
             "best_value": self.best_value,
             "metrics": self.metrics.to_dict() if self.metrics else None,
             "history": [asdict(report) for report in self.history],
@@ -437,6 +474,7 @@ class _Run:
         self.schedule.seconds_before = state["seconds"]
         self.schedule.closing_seconds = state["closing_seconds"]
         self.train_seconds = state["train_seconds"]
+        self.look_seconds = state.get("look_seconds", 0.0)  # older files have none
         self.best_value = state["best_value"]
         self.metrics = Metrics(**state["metrics"]) if state["metrics"] else None
         self.history = [EpochReport(**report) for report in state["history"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,11 @@ class Job:
 
 
 LONG = ("curve", "manifest", "record")  # fields that grow with tasks and epochs; left out where a list is to be brief
+
+
+def last_ap50(curve: Sequence[Mapping[str, Any]]) -> float | None:
+    """The newest measured AP50 of a job's curve, `None` where there is none yet."""
+    return next((point["ap50"] for point in reversed(curve) if point.get("ap50") is not None), None)
 
 
 def tidy(folder: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from labelstudio_backend.job import FINAL, IN_VAIN, Job, State
+from labelstudio_backend.job import FINAL, IN_VAIN, Job, State, last_ap50
 from yolonas.errors import YolonasError
 
 KEPT = 30  # ended jobs of a project
@@ -84,7 +84,7 @@ class JobQueue(ABC):
             "progress": job.progress,
             "epoch": job.epoch,
             "seconds_left": job.seconds_left,
-            "ap50": next((point["ap50"] for point in reversed(job.curve) if "ap50" in point), None),
+            "ap50": last_ap50(job.curve),
             "model_version": job.version,
         }
 

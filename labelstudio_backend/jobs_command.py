@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from labelstudio_backend.cli import settings_from
-from labelstudio_backend.job import FINAL, Job
+from labelstudio_backend.job import FINAL, Job, last_ap50
 from labelstudio_backend.job_queue import JobQueue
 from labelstudio_backend.jobs import open_jobs
 from yolonas.errors import YolonasError
@@ -90,6 +90,8 @@ def _details(job: Job, folder: Path) -> list[str]:
         f"  stands     {job.reason or 'waits for its turn'}",
         f"  progress   {job.progress:.0%}" + (f", epoch {job.epoch}" if job.epoch is not None else ""),
     ]
+    if (ap50 := last_ap50(job.curve)) is not None:
+        lines[-1] += f", AP50 {ap50:.3f}"
     if job.seconds_left is not None:
         lines[-1] += f", {timedelta(seconds=round(job.seconds_left))} of training left"
     if took := _took(job):
@@ -104,7 +106,10 @@ def _details(job: Job, folder: Path) -> list[str]:
     before, after = job.record.get("before"), job.record.get("after")
     if before and after:
         lines.append(f"  AP50       {before['ap50']:.3f} -> {after['ap50']:.3f} on the held-out images")
-    lines += [f"  epoch {point['epoch']:4} loss {point['loss']:.3f}" for point in job.curve[-SHOWN_EPOCHS:]]
+    for point in job.curve[-SHOWN_EPOCHS:]:
+        lines.append(f"  epoch {point['epoch']:4} loss {point['loss']:.3f}")
+        if point.get("ap50") is not None:
+            lines[-1] += f" AP50 {point['ap50']:.3f}"
     return [*lines, f"  files      {folder}"]
 
 

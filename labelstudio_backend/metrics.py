@@ -18,7 +18,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from labelstudio_backend import logs
-from labelstudio_backend.job import FINAL
+from labelstudio_backend.job import FINAL, last_ap50
 from yolonas.errors import YolonasError
 
 if TYPE_CHECKING:
@@ -187,14 +187,22 @@ def _jobs(jobs: JobQueue) -> Iterator[Metric]:
     progress = GaugeMetricFamily(
         "yolonas_training_progress_ratio", "How far a running training is, 0 to 1.", labels=("project",)
     )
+    ap50 = GaugeMetricFamily(
+        "yolonas_training_ap50",
+        "AP at IoU 0.50 of a running training, as last measured on some of the held-out images, 0 to 1.",
+        labels=("project",),
+    )
     counts = dict.fromkeys(STATES, 0)
     for job in jobs.find(brief=True):
         counts[job.state] += 1
         if job.state == "running":
             progress.add_metric([job.project], job.progress)
+            whole = jobs.get(job.id)
+            if whole is not None and (measured := last_ap50(whole.curve)) is not None:
+                ap50.add_metric([job.project], measured)
     for state, count in counts.items():
         by_state.add_metric([state], count)
-    yield from (by_state, progress)
+    yield from (by_state, progress, ap50)
 
 
 def _gauge(name: str, text: str, value: Any) -> GaugeMetricFamily:

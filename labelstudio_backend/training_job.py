@@ -26,7 +26,7 @@ from labelstudio_backend.acceptance import fewest_edits_threshold
 from labelstudio_backend.client import LabelStudio, same_project
 from labelstudio_backend.corrections import corrections, manifest
 from labelstudio_backend.gate import Verdict, judge, rename
-from labelstudio_backend.job import STOPPED, Job, State, tidy
+from labelstudio_backend.job import STOPPED, Job, State, last_ap50, tidy
 from labelstudio_backend.job_queue import JobQueue, QueueError
 from labelstudio_backend.job_runner import finish_published
 from labelstudio_backend.jobs import open_jobs
@@ -58,6 +58,8 @@ AGAIN_SECONDS = 2.0  # until it is asked again
 # held-out images chose 0.725, which saved 15 % of the edits on the test images, 15 of them 0.65 (26 %); with training
 # images 0.575 (29 %) and 0.625 (27 %), where the best were 0.575 and 0.575.
 THRESHOLD_IMAGES = 50
+WATCHED_IMAGES = 25  # held-out ones, at most, that show the accuracy on the way
+STOP_SECONDS = 1.0  # for a training to end by itself when it is told to
 # Shares of the job's progress at which pulling, fetching and training end.
 PULLED, FETCHED, TRAINED = 0.02, 0.1, 0.9
 
@@ -169,7 +171,8 @@ class _Training:
             return
         data, base = self._data()
         used.enter_context(base.in_use())
-        artefact, training = self._train(data, base)
+        with self._left_at_once(STOP_SECONDS):  # a measurement looks at `should_stop` only when it is over
+            artefact, training = self._train(data, base)
         ways, remarks = self._ways(data, artefact)
         way, verdict, before, after = self._gate(data, ways, remarks, base)
         record = {
@@ -321,11 +324,17 @@ class _Training:
             line = f"training: epoch {report.epoch}, {report.seconds_left:.0f} s left, loss {report.loss:.3f}"
             self.curve = [point for point in self.curve if point["epoch"] < report.epoch]  # of an earlier life
             self.curve.append({"epoch": report.epoch, "loss": round(report.loss, 4)})
+            if report.ap50 is not None:
+                self.curve[-1]["ap50"] = round(report.ap50, 4)
+            if (known := last_ap50(self.curve)) is not None:
+                line += f", AP50 {known:.3f}"
             done = FETCHED + (TRAINED - FETCHED) * share
             self._report(done, line, epoch=report.epoch, seconds_left=report.seconds_left, curve=self.curve)
 
+        watch = _some(data.held_out, WATCHED_IMAGES)
+
         def fine_tune() -> TrainResult:
-            # No validation inside: the held-out images must not choose the epoch that they judge afterwards.
+            # Shown, not for validation: the held-out images must not choose the epoch that they judge afterwards.
             return train(
                 data.train,
                 LabelledImages(data.names, []),
@@ -339,6 +348,7 @@ class _Training:
                 class_sources={} if base.trained else _known_sources(data.sources, start.model.class_names),
                 on_epoch=on_epoch,
                 should_stop=self.should_stop,
+                watch=watch if watch.objects else None,
             )
 
         try:
@@ -380,15 +390,19 @@ class _Training:
         return found, remarks
 
     @contextlib.contextmanager
-    def _left_at_once(self) -> Iterator[None]:
-        """Exporting and quantizing take minutes in other people's code, and leave nothing to save: end in its midst."""
+    def _left_at_once(self, after: float = 0.0) -> Iterator[None]:
+        """Exporting and quantizing take minutes in other people's code, and leave nothing to save: end in its midst.
+
+        So for a training, which is saved after each epoch, where it has not ended by itself `after` seconds.
+        """
         over = threading.Event()
 
         def watch(leave: Callable[[int], object]) -> None:
             while not over.wait(0.2):
                 if self.should_stop():
-                    log.info("told to end; left")
-                    leave(STOPPED)
+                    if not over.wait(after):
+                        log.info("told to end; left")
+                        leave(STOPPED)
                     return
 
         if self.leave is not None:
@@ -487,6 +501,12 @@ def _known_sources(sources: Mapping[str, Sequence[str]], known: Sequence[str]) -
     folded = {name.casefold() for name in known}
     found = {label: [name for name in names if name.casefold() in folded] for label, names in sources.items()}
     return {label: names[0] for label, names in found.items() if names}
+
+
+def _some(data: LabelledImages, most: int) -> LabelledImages:
+    """At most so many of the images, spread over the data set."""
+    count = min(len(data), most)
+    return LabelledImages(data.names, [data.images[k * len(data) // count] for k in range(count)])
 
 
 def _figures(metrics: Metrics) -> dict[str, Any]:

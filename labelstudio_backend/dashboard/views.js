@@ -160,11 +160,11 @@ function training(state, project) {
 
 function jobCard(state, job, { named = false, heading = "h3" } = {}) {
   const running = job.state === "running";
-  const ap50 = job.curve?.findLast((point) => typeof point.ap50 === "number")?.ap50;
+  const measured = job.curve?.findLast(({ ap50 }) => typeof ap50 === "number");
   const facts = [
     job.epoch && `epoch ${job.epoch}`,
     job.curve?.length && `loss ${decimal(job.curve.at(-1).loss)}`,
-    typeof ap50 === "number" && `AP50 ${decimal(ap50)}`,
+    measured && `AP50 ${decimal(measured.ap50)}${measured.epoch < job.epoch ? ` in epoch ${measured.epoch}` : ""}`,
     job.seconds_left && `${duration(job.seconds_left)} left`,
   ].filter(Boolean);
   const project = named && state.overview.projects.find(({ key }) => key === job.project);

@@ -49,7 +49,7 @@ def test_jobs_are_listed_and_one_is_shown(jobs: Jobs) -> None:
     assert "No training yet" in say("jobs")
     first = jobs.enqueue("5-abc", "START_TRAINING")
     jobs.claim()
-    curve = [{"epoch": n, "loss": 1 / n} for n in range(1, 13)]
+    curve = [{"epoch": n, "loss": 1 / n} | ({"ap50": 0.05 * n} if n % 5 == 0 else {}) for n in range(1, 13)]
     jobs.report(first, progress=0.5, reason="training: epoch 12", epoch=12, seconds_left=75.0, curve=curve)
     jobs.enqueue("6-def", "20 newly corrected tasks")
     listed = say("jobs")
@@ -57,8 +57,9 @@ def test_jobs_are_listed_and_one_is_shown(jobs: Jobs) -> None:
     assert "20 newly corrected tasks" in listed
     assert "6-def" not in say("jobs", "--project", "5")
     shown = say("jobs", "1")
-    assert "progress   50%, epoch 12, 0:01:15 of training left" in shown
-    assert "epoch   12 loss 0.083" in shown
+    assert "progress   50%, epoch 12, AP50 0.500, 0:01:15 of training left" in shown
+    assert "epoch   12 loss 0.083\n" in shown
+    assert "epoch   10 loss 0.100 AP50 0.500\n" in shown
     assert "epoch    2 loss" not in shown, "the last ten"
     tasks = {"train": 8, "held_out": 2, "unusable": 1, "unusable_because": ["task 9: it is gone"]}
     record = {"tasks": tasks, "before": {"ap50": 0.5}, "after": {"ap50": 0.75}}

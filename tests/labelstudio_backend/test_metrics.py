@@ -111,13 +111,15 @@ def test_the_state_is_looked_up(served: Backend) -> None:
     served.jobs.enqueue(served.key, "START_TRAINING")
     job = served.jobs.claim()
     assert job is not None
-    served.jobs.report(job.id, progress=0.5)
+    curve = [{"epoch": 1, "loss": 2.0, "ap50": 0.25}, {"epoch": 2, "loss": 1.0}]
+    served.jobs.report(job.id, progress=0.5, curve=curve)
     samples = scrape(served)
     served.finish(job.id, "cancelled", "the test is over")
     assert value(samples, "yolonas_jobs", state="running") == 1
     assert value(samples, "yolonas_jobs", state="succeeded") == 4
     assert value(samples, "yolonas_jobs", state="queued") == 0
     assert value(samples, "yolonas_training_progress_ratio", project=served.key) == 0.5
+    assert value(samples, "yolonas_training_ap50", project=served.key) == 0.25
     info = {
         "project": served.key,
         "version": served.registry.current().name,

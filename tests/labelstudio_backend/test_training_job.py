@@ -3,15 +3,18 @@ from __future__ import annotations
 import base64
 import errno
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from labelstudio_backend import learnt, serving, training_job
 from labelstudio_backend.corrections import corrections, held_out, manifest, new_since
@@ -26,10 +29,13 @@ from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import Version, load_checkpoint
 from yolonas import checkpoint, labelstudio
 from yolonas.active_learning import SIGNALS_CONF, ImageSignals
+from yolonas.data.labelled import LabelledImage, LabelledImages
 from yolonas.errors import MissingPackageError
 from yolonas.inference.detector import Detector
 from yolonas.model import YoloNAS
+from yolonas.training import auto, trainer
 from yolonas.training.auto import RATES_FROM_RANDOM
+from yolonas.training.validation import Validation
 
 UID = "5.1795289898"
 SIDE = 64
@@ -408,22 +414,81 @@ def test_what_is_trained_while_a_person_rolls_back_is_a_candidate(
     assert job.curve[-1]["ap50"] == job.record["after"]["ap50"]
 
 
-def test_a_cancelled_job_ends_in_the_midst_of_a_quantization(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def watched(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """Its trainings have three short epochs, however long they take, and measure after each but the last."""
+    monkeypatch.setattr(trainer, "WATCH_SHARE", math.inf)
+    monkeypatch.setattr(auto, "MIN_SAMPLES", 1)
+    monkeypatch.setattr(auto, "UNLIMITED", 3)
+    bench.settings = bench.settings.model_copy(update={"train_minutes": 60})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield bench
+    torch.set_num_threads(threads)
+
+
+def test_a_running_training_shows_its_accuracy_on_held_out_images_and_keeps_it(
+    watched: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    real = trainer.train
+
+    def train(data: LabelledImages, val: LabelledImages, **options: Any) -> trainer.TrainResult:
+        asked.append({"val": val, **options})
+        return real(data, val, **options)
+
+    monkeypatch.setattr(trainer, "train", train)
+    job_id = watched.begin()
+
+    def status() -> dict[str, Any]:
+        found = watched.jobs.status(job_id)
+        assert found is not None
+        return found
+
+    code, first = watched.go_on(job_id, lambda: status()["ap50"] is not None)
+    assert (code, status()["state"]) == (STOPPED, "running")
+    assert first.reason.endswith(f", AP50 {status()['ap50']:.3f}")
+    document = json.loads((watched.jobs.folder(job_id) / "data.json").read_text())
+    held_out_files = {image["path"] for image in document["held_out"]}
+    assert {str(image.path) for image in asked[0]["watch"].images} == held_out_files
+    assert not asked[0]["val"].images, "what judges a version must not choose it"
+    _, job = watched.go_on(job_id)
+    assert job.state == "succeeded", job.reason
+    assert (len(first.curve), job.curve[0]) == (1, first.curve[0])
+    assert [set(point) for point in job.curve] == [{"epoch", "loss", "ap50"}] * 3
+    assert job.curve[-1]["ap50"] == job.record["after"]["ap50"]
+
+
+def test_the_watched_images_are_some_and_spread_over_the_held_out_ones(bench: Bench, tmp_path: Path) -> None:
+    image = LabelledImage(
+        tmp_path, np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_), SIDE, SIDE, 0
+    )
+    data = LabelledImages(("Square",), [replace(image, image_id=number) for number in range(100)])
+    some = training_job._some(data, training_job.WATCHED_IMAGES)
+    assert [one.image_id for one in some.images] == list(range(0, 100, 4))
+    assert training_job._some(some, 50).images == some.images
+    assert not len(training_job._some(LabelledImages(("Square",), []), 50))
+
+
+@pytest.mark.parametrize(("owner", "what"), [(serving, "ways"), (Validation, "look")])
+def test_a_cancelled_job_ends_in_the_midst_of_a_quantization_or_a_measurement(
+    watched: Bench, monkeypatch: pytest.MonkeyPatch, owner: object, what: str
+) -> None:
     left, cancelled = threading.Event(), threading.Event()
 
-    def quantize(*_: object) -> tuple[list[serving.Way], list[str]]:
+    def endless(*_: object) -> None:
         cancelled.set()
         assert left.wait(60), "nobody looked"
         raise SystemExit
 
-    monkeypatch.setattr(serving, "ways", quantize)
+    monkeypatch.setattr(owner, what, endless)
     codes: list[int] = []
-    job_id = bench.begin()
+    job_id = watched.begin()
     with pytest.raises(SystemExit):
         training_job.run(
             job_id,
-            bench.settings,
-            bench.jobs,
+            watched.settings,
+            watched.jobs,
             cancelled.is_set,
             leave=lambda code: (codes.append(code), left.set()),
         )

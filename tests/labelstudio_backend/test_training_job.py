@@ -4,7 +4,10 @@ import base64
 import errno
 import json
 import math
+import os
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -493,6 +496,34 @@ def test_a_cancelled_job_ends_in_the_midst_of_a_quantization_or_a_measurement(
             leave=lambda code: (codes.append(code), left.set()),
         )
     assert codes == [STOPPED]
+
+
+def test_a_trainings_process_gives_way_to_predictions(tmp_path: Path) -> None:
+    script = """
+import os, sys
+from labelstudio_backend import training_job
+
+class LoadingOfTorch:
+    def find_spec(self, name, path, target=None):
+        if name == "torch":
+            print(os.environ.get("OMP_WAIT_POLICY"))
+
+def run(job_id, settings, jobs, should_stop, *, leave):
+    import torch
+
+    print(job_id, os.nice(0), torch.get_num_threads())
+    return 0
+
+sys.meta_path.insert(0, LoadingOfTorch())
+training_job.run = run
+sys.exit(training_job.main(["7"]))
+"""
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
+    settings |= {"OMP_NUM_THREADS": "2", "YOLONAS_STATE_DIR": str(tmp_path)}
+    process = subprocess.run([sys.executable, "-c", script], env=settings, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+    nice = min(19, os.nice(0) + training_job.NICENESS)
+    assert process.stdout.splitlines() == ["PASSIVE", f"7 {nice} 1"]
 
 
 def test_a_training_sees_that_its_job_is_cancelled_wherever_that_was_said(

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class QueueError(YolonasError):
-    """A queue that does not answer."""
+    """A queue that does not answer, or cannot be read or written."""
 
 
 class Rows(Protocol):

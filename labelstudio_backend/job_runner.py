@@ -134,8 +134,10 @@ class JobRunner:
                         tidy_ended(self.jobs, project)
                     swept = True
                 self._step()
+            except QueueError as error:  # nothing is lost, the state of things is looked at again
+                log.warning("the job queue could not be worked on; trying again: %s", error)
+                self._stopping.wait(5.0)
             except Exception:
-                # A full disk or a busy database, mostly: nothing is lost, the state of things is looked at again.
                 log.exception("the job queue could not be worked on; trying again")
                 self._stopping.wait(5.0)
             self._stopping.wait(self._poll_seconds)
@@ -199,6 +201,9 @@ class JobRunner:
             self._children[job.id] = child
             (folder / "pid").write_text(str(child.pid))
         except OSError as error:
+            if (begun := self._children.pop(job.id, None)) is not None:  # nobody could end it without its PID
+                begun.kill()
+                begun.wait()
             self.jobs.finish(job.id, "failed", f"the job's process could not be started: {error}")
             self._report_end(job.id)
             return

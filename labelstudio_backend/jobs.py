@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from labelstudio_backend.job import LONG, Job, State
-from labelstudio_backend.job_queue import JobQueue, Rows
+from labelstudio_backend.job_queue import JobQueue, QueueError, Rows
 from labelstudio_backend.settings import Settings
 from yolonas.errors import MissingPackageError
 
@@ -48,7 +48,7 @@ T = TypeVar("T")
 class Jobs(JobQueue):
     """The queue in one SQLite file on a local disk; every method is one short transaction on a connection of its own.
 
-    Safe to use from any thread and any process of this machine.
+    Safe to use from any thread and any process of this machine. All raise QueueError, on a full disk for instance.
     """
 
     def __init__(self, path: Path, folder: Path | None = None) -> None:
@@ -68,12 +68,15 @@ class Jobs(JobQueue):
 
     @contextlib.contextmanager
     def _connect(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.path, timeout=10.0, isolation_level=None)
-        db.row_factory = sqlite3.Row
         try:
-            yield db
-        finally:
-            db.close()
+            with contextlib.closing(sqlite3.connect(self.path, timeout=10.0, isolation_level=None)) as db:
+                db.row_factory = sqlite3.Row
+                yield db
+        except sqlite3.Error as error:  # on a full disk it cannot even be read, as SQLite has to write for that
+            raise QueueError(
+                f"the queue of trainings, {self.path}, cannot be read or written ({error}); free some disk space or "
+                "mend its permissions"
+            ) from error
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
@@ -82,7 +85,8 @@ class Jobs(JobQueue):
             try:
                 yield db
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # a full disk has ended it
+                    db.execute("ROLLBACK")
                 raise
             db.execute("COMMIT")
 

@@ -191,7 +191,7 @@ def test_a_running_job_lives_on_the_page(watched: Watched, served: Backend) -> N
     try:
         card = page.get_by_role("article", name=f"Training {job}")
         card.wait_for()
-        assert "epoch 5 · loss 0.600 · AP50 0.500 · 80 s left" in card.inner_text()
+        assert "epoch 5 · loss 0.600 · AP50 0.500 in epoch 4 · 80 s left" in card.inner_text()
         chart = card.get_by_role("img", name="AP50 over 5 epochs: from 0.200 to 0.500")
         assert chart.locator(".dot circle").count() == 2
         assert [text for text in chart.locator(".tick").all_text_contents() if "." not in text] == [*"12345"]

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from labelstudio_backend import job_runner
 from labelstudio_backend.job import Job
-from labelstudio_backend.job_queue import JobQueue
+from labelstudio_backend.job_queue import JobQueue, QueueError
 from labelstudio_backend.job_runner import JobRunner, tell_end
 from labelstudio_backend.jobs import Jobs
 from labelstudio_backend.redis_jobs import RedisJobs
@@ -599,3 +600,22 @@ def test_two_servers_of_one_queue_run_each_job_once(jobs: Jobs, start: Start) ->
     wait(lambda: {job.state for job in jobs.find()} == {"succeeded"})
     assert sorted(map(int, jobs.path.with_name("lives").read_text().split())) == ids
     assert {job.restarts for job in jobs.find()} == {0}
+
+
+def test_a_queue_that_cannot_be_read_is_a_sentence(jobs: Jobs) -> None:
+    job = jobs.enqueue("a", "by hand")
+    jobs.path.write_bytes(b"as after a disk error" * 1000)
+    for use in (lambda: jobs.get(job), lambda: jobs.enqueue("a", "by hand"), lambda: Jobs(jobs.path)):
+        with pytest.raises(QueueError, match=r"jobs\.sqlite, cannot be read or written \(file is not a database\)"):
+            use()
+
+
+def test_a_process_whose_pid_cannot_be_kept_does_not_run_on(jobs: Jobs, start: Start) -> None:
+    """As on a full disk: its job is said to have failed, and another may be running."""
+    job = jobs.enqueue("a", "by hand")
+    (jobs.folder(job) / "pid").mkdir(parents=True)
+    start()
+    wait(lambda: state(jobs, job) == "failed")
+    ended = jobs.get(job)
+    assert ended is not None
+    wait(lambda: not job_runner._held(jobs, ended), 20)

@@ -8,7 +8,7 @@ batch action that says "Retrieved" whatever happened; saved-over titles; filters
         project = client.create_project("Cells", label_config)["id"]
 
 The server is a thread of this process, so what people labelled outlives a backend that is killed. `away = True` turns
-everybody away; `webhook_copies` and `webhook_delay` double and delay the events.
+everybody away, of which `turned_away` keeps a list; `webhook_copies` and `webhook_delay` double and delay the events.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class FakeLabelStudio:
     def __init__(self) -> None:
         self.token = secrets.token_hex(20)
         self.away = False
+        self.turned_away: list[str] = []  # "GET api/tasks"
         self.webhook_copies = 1
         self.webhook_delay = 0.0  # s
         self.lock = threading.RLock()  # never held while a backend is asked
@@ -81,6 +82,7 @@ class FakeLabelStudio:
         parts = urlsplit(target)
         path, query = parts.path.strip("/"), {key: values[0] for key, values in parse_qs(parts.query).items()}
         if self.away:
+            self.turned_away.append(f"{method} {path}")
             return 503, {"detail": "away"}
         if path == "health":
             return 200, {"status": "UP"}

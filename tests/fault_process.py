@@ -5,13 +5,13 @@ nothing here; and able to kill themselves (SIGKILL) at a point with a name, once
     python fault_process.py job 7
     python fault_process.py work
 
-FAULTS_FOLDER: notes which points were met; while it holds a file `full`, nothing can be written, as on a full disk.
+FAULTS_FOLDER: while it holds a file `hold POINT`, every process that gets to POINT waits there, and says so by a file
+`at POINT` with its PID; `killed` says that somebody died.
 FAULTS_POINT: where to die. FAULTS_COUNT: the how-manieth time that the point is met.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import itertools
@@ -66,7 +66,12 @@ _met = itertools.count(1)
 
 
 def reach(point: str) -> None:
-    """Die here, the first time that any process gets here."""
+    """Wait here while the point is held; die here, the first time that any process gets here."""
+    held = FOLDER / f"hold {point}"
+    if held.exists():
+        (FOLDER / f"at {point}").write_text(str(os.getpid()))
+    while held.exists():
+        time.sleep(0.02)
     if point == POINT and next(_met) >= COUNT:
         try:
             (FOLDER / "killed").touch(exist_ok=False)
@@ -89,18 +94,6 @@ def on(owner: Any, name: str, point: str, *, before: bool = False) -> None:
         return result
 
     setattr(owner, name, wrapped)
-
-
-def fill_the_disk() -> None:
-    """While FOLDER/full is there, what is written cannot be made durable."""
-    sync = os.fsync
-
-    def fsync(descriptor: int) -> None:
-        if (FOLDER / "full").exists():
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sync(descriptor)
-
-    os.fsync = fsync
 
 
 # -- the server ----------------------------------------------------------------------------------------------------
@@ -203,7 +196,6 @@ def job(number: int) -> int:
 
 
 if __name__ == "__main__":
-    fill_the_disk()
     if sys.argv[1] == "job":
         sys.exit(job(int(sys.argv[2])))
     {"serve": serve, "work": work}[sys.argv[1]]()

@@ -1,6 +1,10 @@
 """A labelling day with faults: people submit labels while the backend is killed, the disk fills, Label Studio is away.
 
 `Day` runs a fake Label Studio and the real server (`fault_process.py`) and says at the end whether anything was lost.
+
+    unshare --map-root-user --mount python tests/labelling_day.py FOLDER SECONDS
+
+is a day with a full disk, with the right to mount one, which is gone with the command.
 """
 
 from __future__ import annotations
@@ -11,10 +15,11 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,6 +43,7 @@ from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import CHECKPOINT
 
 HERE = Path(__file__).resolve().parent
+DISK = 32 * 1024 * 1024  # bytes, of which a day needs some 10 MB
 CONFIG = (
     '<View><Image name="image" value="$image"/>'
     '<RectangleLabels name="label" toName="image"><Label value="Cell"/>{}</RectangleLabels></View>'
@@ -167,9 +173,52 @@ class Day:
         if self.server is None or not self.server.running:
             self.start()
 
-    def fill_disk(self, full: bool) -> None:
-        mark = self.marks / "full"
-        mark.touch() if full else mark.unlink(missing_ok=True)
+    def mount_disk(self) -> None:
+        """Before the server starts: have the state folder on a small file system of its own, which `full_disk` fills.
+
+        That needs root, or `unshare --map-root-user --mount` before the command.
+        """
+        self.state_dir.mkdir()
+        size = f"size={DISK}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(self.state_dir)], check=True)
+        self._stack.callback(subprocess.run, ["umount", "--lazy", str(self.state_dir)], check=True)
+
+    @contextlib.contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Not a byte is free in the state folder, and what becomes free is taken again: SQLite fails as all else."""
+        filler, over = self.state_dir / "filler", threading.Event()
+
+        def fill() -> None:
+            with filler.open("ab", buffering=0) as stream:
+                while not over.wait(0.005):
+                    with contextlib.suppress(OSError):
+                        while stream.write(bytes(4096)):
+                            pass
+
+        thread = threading.Thread(target=fill, daemon=True)
+        thread.start()
+        try:
+            until(lambda: os.statvfs(self.state_dir).f_bavail == 0, "a full disk")
+            yield
+        finally:
+            over.set()
+            thread.join()
+            filler.unlink()
+
+    def hold(self, *points: str) -> None:
+        """From now on who gets to one of these points of `fault_process.py` waits there until `release`."""
+        for point in points:
+            (self.marks / f"at {point}").unlink(missing_ok=True)
+            (self.marks / f"hold {point}").touch()
+
+    def wait_at(self, point: str) -> int:
+        """Wait until somebody is held at the point; returns the PID."""
+        mark = self.marks / f"at {point}"
+        until(lambda: mark.exists() and mark.read_text() != "", f"a process at {point!r}")
+        return int(mark.read_text())
+
+    def release(self, point: str) -> None:
+        (self.marks / f"hold {point}").unlink()
 
     # -- the people ------------------------------------------------------------------------------------------------
 
@@ -317,63 +366,120 @@ def killed_at_random(day: Day, times: int, seed: int = 0) -> None:
     day.settle()
 
 
-def full_disk(day: Day, seconds: float) -> None:
-    """Nothing can be written for a while, beginning in the middle of a training."""
+FULL_POINTS = ("claimed", "pulled", "training", "publish, copied", "title, before")
+
+
+def full_disk(day: Day, seconds: float, points: Sequence[str] = FULL_POINTS) -> None:
+    """Nothing can be written for a while: at first while people label and nothing is trained, so that a training cannot
+    even be queued; then from each of these points on."""
+    day.mount_disk()
     day.start()
     day.label(day.tasks[0])
-    until(lambda: bool(day.trainings()), "a training")
-    day.fill_disk(True)
-    day.label(day.tasks[1])
-    time.sleep(seconds)
-    day.fill_disk(False)
     day.settle()
+    log = day.folder / "backend.log"
+    with day.full_disk():
+        read = log.stat().st_size
+        day.label(day.tasks[1])
+        until(lambda: b"the queue of trainings" in log.read_bytes()[read:], "a queue that cannot be written")
+        time.sleep(seconds)
+    day.settle()
+    for place, point in enumerate(points):
+        day.hold(point)
+        day.label(day.tasks[place % day.count])
+        day.wait_at(point)
+        with day.full_disk():
+            day.release(point)
+            day.label(day.tasks[(place + 1) % day.count])
+            time.sleep(seconds)
+        day.settle()
+
+
+AWAY_POINTS = {  # what is asked for there of Label Studio
+    "fetching": "GET data/upload/",
+    "title, before": "PATCH api/ml/",
+    "re-prediction": "POST api/dm/actions",
+}
 
 
 def away(day: Day, seconds: float) -> None:
-    """Label Studio is away for a while, beginning in the middle of a training; one that starts meanwhile fails."""
+    """Label Studio is away for a while when the first images are fetched and others are not, again before it is told
+    of the new version, and again when it has asked for some predictions of it and not for all."""
+    day.hold(*AWAY_POINTS)
     day.start()
-    day.label(day.tasks[0])
-    until(lambda: bool(day.trainings()), "a training")
-    day.label(day.tasks[1])
-    day.studio.away = True
-    time.sleep(seconds)
-    day.studio.away = False
-    day.label(day.tasks[2])
+    for task in day.tasks:
+        day.label(task)
+    for point, call in AWAY_POINTS.items():
+        day.wait_at(point)
+        day.label(day.tasks[0])
+        day.studio.away = True
+        day.release(point)
+        time.sleep(seconds)
+        until(lambda call=call: any(line.startswith(call) for line in day.studio.turned_away), f"{call} in vain")
+        day.studio.away = False
     day.settle(120 + 2 * seconds)
 
 
 def doubled_and_delayed(day: Day) -> None:
-    """Every webhook comes twice, half a second late."""
+    """Every webhook comes twice, half a second late, of a first task and, during its training, of all others: all that
+    is new is learnt by one more training."""
     day.studio.webhook_copies, day.studio.webhook_delay = 2, 0.5
+    day.hold("training")
     day.start()
-    for task in day.tasks:
+    day.label(day.tasks[0])
+    day.wait_at("training")
+    for task in day.tasks[1:]:
         day.label(task)
+    day.release("training")
     day.settle()
+    assert day.studio.calls["/webhook"] >= 2 * day.count
+    jobs = day.jobs.find()
+    assert len(jobs) == 2, [(job.trigger, job.state, job.reason) for job in jobs]
 
 
 def config_changed(day: Day) -> None:
-    """The label config gets another label in the middle of a training: the next one has it."""
+    """The label config gets another label when a training has its data, and nobody labels on: the training that follows
+    has it."""
+    day.hold("data kept")
     day.start()
     day.label(day.tasks[0])
-    until(lambda: bool(day.trainings()), "a training")
+    day.wait_at("data kept")
     day.client.patch_project(day.project, label_config=CONFIG.format('<Label value="Σκύλος"/>'))
+    day.release("data kept")
+    until(lambda: any("Σκύλος" in job.trigger for job in day.jobs.find()), "a training for the new label")
     day.label(day.tasks[1])
     day.settle()
+    jobs = day.jobs.find()
+    assert jobs[1].trigger.startswith("new labels in the label config"), jobs
     assert day.registry is not None
     assert day.registry.current().labels == ("Cell", "Σκύλος")
 
 
 def two_servers(day: Day) -> None:
-    """A second server looks after the same state folder; the first is killed on the way."""
+    """Two servers look after one state folder and a second training is due: one takes it, the other leaves it alone
+    until the first is killed before it could start it."""
+    day.hold("training")
     day.start()
-    second = Process("A second backend", *day.command(local_label_studio.free_port()), day.folder / "second.log")
+    port = local_label_studio.free_port()
+    second = Process("A second backend", *day.command(port), day.folder / "second.log")
     try:
-        for place, task in enumerate(day.tasks):
+        second.wait_until(lambda: local_label_studio.answers(f"http://127.0.0.1:{port}/health"), 60)
+        day.label(day.tasks[0])
+        day.wait_at("training")
+        for task in day.tasks[1:]:
             day.label(task)
-            if place == day.count // 2:
-                day.kill()
+        day.hold("claimed")
+        day.release("training")
+        claimer = day.wait_at("claimed")
+        time.sleep(2.0)  # the other looks at the queue every half second
+        assert not day.trainings(), "both servers took the training"
+        os.kill(claimer, signal.SIGKILL)
+        day.kills += 1
+        day.release("claimed")
+        until(lambda: day.jobs.find()[-1].state == "succeeded", "the second training, by the other server")
         day.settle()
-        assert second.running, log_tail(day.folder / "second.log")
+        first, *others = day.jobs.find()
+        assert (first.restarts, [job.restarts for job in others]) == (0, [1]), [first, *others]
+        assert second.running == (claimer != second.pid), log_tail(day.folder / "second.log")
     finally:
         second.stop()
 
@@ -423,3 +529,8 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> No
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
         time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    with Day(Path(sys.argv[1]), tasks=6) as _day:
+        full_disk(_day, float(sys.argv[2]), ("training",))

@@ -1,12 +1,13 @@
 """Faults, the long form: whether a label is lost, or half a version serves, over hours of a labelling team.
 
-PYTHONPATH=tests python tests/bench/faults.py [--write] [--random 100] [--only "Label Studio"]
+PYTHONPATH=tests unshare -rm python tests/bench/faults.py [--write] [--random 100] [--only "Label Studio"]
 
 Each line is a day of `tests/labelling_day.py`: a fake Label Studio, the real server and its training processes, of
 which only the network and its training are replaced (`tests/fault_process.py`). In the end every labelled task must
 stand in the last job's manifest with its newest annotation, and once in the version's, as training or held out; title,
 /setup's model_version and project.model_version must be one; every task must have one prediction of it. A watcher reads
-the version that serves 20 times a second, and it must be whole. Some 10 minutes; it stops with the first thing lost.
+the version that serves 20 times a second, and it must be whole. A quarter of an hour; it stops with the first thing
+lost. `unshare -rm` lets it mount the small file system that the day with a full disk fills.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import labelling_day
 from fault_process import JOB_POINTS, SERVER_POINTS
+from labelling_day import AWAY_POINTS, FULL_POINTS
 from measuring import Report
 
 
@@ -43,17 +45,23 @@ def main() -> None:
         f"kill -9 of server or training at {arguments.random} random moments": (
             lambda day: labelling_day.killed_at_random(day, arguments.random)
         ),
-        "the disk is full for 30 s": lambda day: labelling_day.full_disk(day, 30.0),
-        "Label Studio is away for 60 s": lambda day: labelling_day.away(day, 60.0),
-        "every webhook twice, 0.5 s late": labelling_day.doubled_and_delayed,
-        "a new label in the config during a training": labelling_day.config_changed,
-        "two servers on one state folder, one killed": labelling_day.two_servers,
+        f"the disk is full for 10 s each, from: nothing trained; {'; '.join(FULL_POINTS)}": (
+            lambda day: labelling_day.full_disk(day, 10.0)
+        ),
+        f"Label Studio is away for 60 s each, from: {'; '.join(AWAY_POINTS)}": (
+            lambda day: labelling_day.away(day, 60.0)
+        ),
+        "every webhook twice, 0.5 s late, before and during a training": labelling_day.doubled_and_delayed,
+        "a new label in the config when a training has its data": labelling_day.config_changed,
+        "two servers on one state folder, one killed with the second training claimed": labelling_day.two_servers,
         "two servers and a worker over Redis, one server and the worker killed": labelling_day.two_servers_over_redis,
     }
     days = {name: run for name, run in days.items() if name.startswith(arguments.only)}
     if not days:
         parser.error(f"no day's name begins with {arguments.only!r}")
-    report = Report("Faults", "a fake Label Studio", "PYTHONPATH=tests python tests/bench/faults.py --write")
+    report = Report(
+        "Faults", "a fake Label Studio", "PYTHONPATH=tests unshare -rm python tests/bench/faults.py --write"
+    )
     report.table(
         "No label may be lost, and no half version serve.", "what happened", "kills", "jobs", "versions", "s", "lost"
     )

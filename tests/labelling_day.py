@@ -19,9 +19,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -43,6 +44,8 @@ from labelstudio_backend.settings import Settings
 from labelstudio_backend.version import CHECKPOINT
 
 HERE = Path(__file__).resolve().parent
+PARTS = ("train", "held_out")
+TITLE = "My model"  # as a person connects it
 DISK = 32 * 1024 * 1024  # bytes, of which a day needs some 10 MB
 CONFIG = (
     '<View><Image name="image" value="$image"/>'
@@ -144,7 +147,7 @@ class Day:
         with contextlib.suppress(Exception):  # it may die at once
             self.server.wait_until(lambda: local_label_studio.answers(up), 60)
             if not self.client.ml_backends(self.project):
-                self.client.add_ml_backend(self.project, self.backend, title="My model")
+                self.client.add_ml_backend(self.project, self.backend, title=TITLE)
 
     def command(self, port: int, what: str = "serve", **own: str) -> tuple[list[str], dict[str, str]]:
         """The command line and the environment of a server, or of a worker."""
@@ -264,6 +267,7 @@ class Day:
             return [f"no job has succeeded: {[(job.state, job.reason) for job in jobs]}"]
         return [
             *self._unlearnt(ended[-1], manifest(found), registry),
+            *self._imageless(registry),
             *_untold(jobs, registry),
             *self._out_of_step(registry),
         ]
@@ -275,9 +279,24 @@ class Day:
         if len(made) != 1:
             return [f"job {job.id} {job.state} and made the versions {[version.name for version in made]}"]
         parts = made[0].record["manifest"]
-        if sorted(parts) != sorted(labelled) or not all(p["part"] in ("train", "held_out") for p in parts.values()):
+        if sorted(parts) != sorted(labelled) or not all(p["part"] in PARTS for p in parts.values()):
             return [f"{made[0].name} has the tasks {parts}, and {labelled} is labelled"]
         return []
+
+    def _imageless(self, registry: ProjectRegistry) -> list[str]:
+        """Versions whose manifest has tasks as learnt whose images were not in the data of their training."""
+        found = []
+        for version in registry.versions():
+            if "manifest" not in version.record:  # a start version, or a removed one
+                continue
+            said = {
+                (task, value["part"]) for task, value in version.record["manifest"].items() if value["part"] in PARTS
+            }
+            data = json.loads((self.jobs.folder(version.record["job"]) / "data.json").read_text())
+            learnt = {(_task(image), part) for part in PARTS for image in data[part]}
+            if said != learnt:
+                found.append(f"{version.name} learnt {sorted(learnt)} and says {sorted(said)}")
+        return found
 
     def _out_of_step(self, registry: ProjectRegistry) -> list[str]:
         name = registry.current().name
@@ -302,6 +321,11 @@ class Day:
             time.sleep(0.2)
         assert not problems, f"{problems}; {log_tail(self.folder / 'backend.log')}"
         assert not self.lost, self.lost
+
+
+def _task(image: Mapping[str, Any]) -> str:
+    """The task of an image in a job's data.json: its file is named after it."""
+    return Path(image["path"]).name.partition("-")[0]
 
 
 def _untold(jobs: Sequence[Job], registry: ProjectRegistry) -> list[str]:
@@ -404,8 +428,9 @@ AWAY_POINTS = {  # what is asked for there of Label Studio
 def away(day: Day, seconds: float) -> None:
     """Label Studio is away for a while when the first images are fetched and others are not, again before it is told
     of the new version, and again when it has asked for some predictions of it and not for all."""
-    day.hold(*AWAY_POINTS)
     day.start()
+    until(lambda: day.client.ml_backends(day.project)[0]["title"] != TITLE, "the title of the start version")
+    day.hold(*AWAY_POINTS)
     for task in day.tasks:
         day.label(task)
     for point, call in AWAY_POINTS.items():

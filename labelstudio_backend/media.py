@@ -200,7 +200,7 @@ class MediaCache:
             known = same_project(self._client.get_project(int(uid.partition(".")[0])), uid)
         except LabelStudioError as error:
             if error.status not in (403, 404):
-                raise MediaError(f"{brief(value)} could not be fetched: {error}") from error
+                raise MediaError(f"{brief(value)} could not be fetched: {error}", passing=True) from error
             known = False
         self._projects[uid] = known, time.monotonic() + (float("inf") if known else _ASK_AGAIN_SECONDS)
         return known

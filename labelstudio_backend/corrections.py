@@ -25,6 +25,7 @@ from yolonas.labelstudio import Control, choose_annotation, class_names, control
 log = logging.getLogger(__name__)
 
 FETCHES = 4  # at a time: Label Studio's own server handles few
+AWAY = 0.05  # of the images: the others are learnt where no more are away; a host may never come back
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def labelled_images(
         on_image: is told how many of how many images and videos are done.
 
     Raises:
-        MediaError: an image cannot be had now, but may be later: a part of the labels is not to pass for all of them.
+        MediaError: more than `AWAY` of the images cannot be had now, but may be later: a part of the labels is not to
+            pass for all of them.
     """
     names = class_names(controls)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,6 +125,7 @@ def labelled_images(
             if fetch_video is not None
         ]
 
+    away: list[object] = []
     given_up = threading.Event()
 
     def one(item: tuple[Correction, str, list[Control], Path]) -> list[LabelledImage] | str:
@@ -140,6 +143,9 @@ def labelled_images(
         except YolonasError as error:
             sentence = f"{where}: {str(error).removeprefix(f'{where}: ')}"
             if isinstance(error, MediaError) and error.passing:
+                away.append(item)
+                if len(away) <= AWAY * len(wanted):
+                    return sentence
                 given_up.set()
                 advice = "nothing is learnt without it; delete the task if its image is gone for good"
                 raise MediaError(f"{sentence}; {advice}", passing=True) from error

@@ -106,10 +106,10 @@ class Acquisition:
             return {key: by_chance(version.name, ids.get(key, key)) for key in tasks}
         labelled, others = store.latest(REFERENCE, set(ids.values()))
         # Tasks without labels are predicted first: by the time that they are scored, no labelled one is in the store.
-        labelled = learnt_images(version) or labelled
+        labelled = _alike(learnt_images(version), found) or _alike(labelled, found)
         worth = values(
             list(found.values()),
-            _alike(labelled, found),
+            labelled,
             self.strategy,
             others=_alike(others, found),
             counts=learnt_boxes(version, labels),

@@ -33,9 +33,10 @@ class LabelStudio(LabelStudioHttp):
 
     # -- projects and tasks ------------------------------------------------------------------------------------
 
-    def get_project(self, project: int) -> dict[str, Any]:
+    def get_project(self, project: int, *, read_seconds: float | None = None) -> dict[str, Any]:
         """The project: `id`, `title`, `label_config`, `model_version`, `created_at`, counters."""
-        return self._object("GET", f"api/projects/{project}/")
+        less = {} if read_seconds is None else {"timeout": httpx.Timeout(read_seconds, connect=CONNECT_SECONDS)}
+        return self._object("GET", f"api/projects/{project}/", **less)
 
     def projects(self) -> list[dict[str, Any]]:
         """All projects this token sees."""

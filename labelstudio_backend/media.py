@@ -13,6 +13,7 @@ import base64
 import binascii
 import logging
 import re
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _RESOLVED = r"(tasks|projects)/\d+/(resolve|presign)/$"  # the answer is a signe
 _SERVED = re.compile(rf"(data|storage-data|static)/.|{_RESOLVED}")  # where Label Studio serves files
 _LOCAL_FILES = "data/local-files/"
 _REDIRECTS = 3
+_ASK_SECONDS = 5.0  # for Label Studio to say whether it has a project, and until it is asked again where it did not
 _ASK_AGAIN_SECONDS = 60.0  # whether Label Studio has a project that it had not
 
 
@@ -47,10 +49,6 @@ class MediaError(YolonasError):
     def __init__(self, sentence: str, *, passing: bool = False) -> None:
         super().__init__(redact(sentence))
         self.passing = passing
-
-
-class LateError(MediaError):
-    """A file that did not come by the time at which nobody waits for it any more."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,9 @@ class MediaCache:
         self._files = FileCache(self.folder, settings.media_cache_bytes)
         self._settings = settings
         self._client = client
-        self._projects: dict[str, tuple[bool, float]] = {}  # by "ID.timestamp": whether it is there, known until when
+        self._asking = threading.Lock()
+        # By "ID.timestamp": whether it is there, or why that is not known, and until when that holds.
+        self._projects: dict[str, tuple[bool | str, float]] = {}
         self._http = httpx.Client(
             timeout=httpx.Timeout(settings.media_seconds, connect=CONNECT_SECONDS),
             follow_redirects=False,
@@ -111,15 +111,13 @@ class MediaCache:
         uid: str = "",
         hostname: str = "",
         video: bool = False,
-        deadline: float = float("inf"),
     ) -> Path:
         """A local file with the content of a task's image or video: one of the cache, or of `YOLONAS_MEDIA_FOLDERS`.
 
         `value`: `/data/upload/...`, `/data/local-files/?d=...`, a URL of Label Studio's or of an allowed host, a path
         in an allowed folder, a `data:` URL, or a cloud URI such as `s3://...`, which Label Studio resolves for the task
         `task_id`. `uid`: "ID.timestamp" of the task's project; `hostname`: the address under which its Label Studio
-        named itself at /setup. `deadline`, of time.monotonic(): nobody waits longer. Raises MediaError: one sentence
-        that says what to do; LateError at the deadline.
+        named itself at /setup. Raises MediaError: one sentence that says what to do.
         """
         limits = _Limits.of(self._settings, video)
         hostname = self._known_name(value, uid, hostname)
@@ -134,13 +132,7 @@ class MediaCache:
                 content: bytes | bytearray = self._decode(value, limits)
             else:
                 url, of_label_studio = self._locate(value, task_id, hostname)
-                until = min(deadline, time.monotonic() + limits.seconds)
-                try:
-                    content = self._download(url, until, own=of_label_studio, shown=brief(value), limits=limits)
-                except MediaError as error:
-                    if until == deadline <= time.monotonic():
-                        raise LateError(f"{brief(value)} was not fetched in time") from error
-                    raise
+                content = self._download(url, own=of_label_studio, shown=brief(value), limits=limits)
             limits.check_pixels(content, value)
         try:
             return self._files.put(key, content)
@@ -191,18 +183,20 @@ class MediaCache:
 
     def _has_project(self, uid: str, value: str) -> bool:
         """Whether the configured Label Studio has the project "ID.timestamp"; without a token to ask by, it has."""
-        if self._client is None or self._settings.token is None:
+        number, _, created = uid.partition(".")
+        if self._client is None or self._settings.token is None or created == "0":  # ml_base knows no time of creation
             return True
-        known, until = self._projects.get(uid, (False, 0.0))
-        if time.monotonic() < until:
-            return known
-        try:
-            known = same_project(self._client.get_project(int(uid.partition(".")[0])), uid)
-        except LabelStudioError as error:
-            if error.status not in (403, 404):
-                raise MediaError(f"{brief(value)} could not be fetched: {error}", passing=True) from error
-            known = False
-        self._projects[uid] = known, time.monotonic() + (float("inf") if known else _ASK_AGAIN_SECONDS)
+        with self._asking:  # once for all who wait
+            known, until = self._projects.get(uid, (False, 0.0))
+            if time.monotonic() >= until:
+                try:
+                    known = same_project(self._client.get_project(int(number), read_seconds=_ASK_SECONDS), uid)
+                except LabelStudioError as error:
+                    known = False if error.status in (403, 404) else str(error)
+                again = float("inf") if known is True else _ASK_SECONDS if known else _ASK_AGAIN_SECONDS
+                self._projects[uid] = known, time.monotonic() + again
+        if isinstance(known, str):
+            raise MediaError(f"{brief(value)} could not be fetched: {known}", passing=True)
         return known
 
     # -- where -------------------------------------------------------------------------------------------------
@@ -316,16 +310,15 @@ class MediaCache:
             raise limits.too_large(value)
         return content
 
-    def _download(self, url: str, deadline: float, *, own: bool, shown: str, limits: _Limits) -> bytes | bytearray:
+    def _download(self, url: str, *, own: bool, shown: str, limits: _Limits) -> bytes | bytearray:
+        deadline = time.monotonic() + limits.seconds
         redirects, tries = 0, 2
         while True:
             tries -= 1
             authorized = own and below(url, self._settings.label_studio_url)
             try:
                 headers = self._client.authorization() if authorized and self._client is not None else {}
-                left = max(min(deadline - time.monotonic(), self._settings.media_seconds), 0.1)
-                patience = httpx.Timeout(left, connect=CONNECT_SECONDS)
-                with self._http.stream("GET", url, headers=headers, timeout=patience) as answer:
+                with self._http.stream("GET", url, headers=headers) as answer:
                     if answer.is_success:
                         return self._body(answer, deadline, shown, limits)
                     status, location = answer.status_code, answer.headers.get("location", "")

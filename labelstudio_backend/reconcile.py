@@ -240,7 +240,7 @@ class Reconciler:
         failed = list(itertools.takewhile(lambda job: job.state == "failed", reversed(earlier)))
         # What a person cancelled is not begun anew by itself: as after one that learnt, only what is newer counts.
         last = self._jobs.get(earlier[-1 - len(failed)].id) if len(failed) < len(earlier) else None
-        if last is not None and last.state == "cancelled" and last.manifest is None:  # before it had pulled anything
+        if last is not None and last.state == "cancelled":
             count = labelled_after(known.manifest, ended_at(last))
         else:
             count = new_since(known.manifest, None if last is None else last.manifest)

@@ -20,7 +20,7 @@ from labelstudio_backend.acquisition import Acquisition, of_control
 from labelstudio_backend.asked import Asked, level_of
 from labelstudio_backend.client import project_uid
 from labelstudio_backend.mapping import describe, mapped, own_labels, served_controls
-from labelstudio_backend.media import LateError, MediaCache
+from labelstudio_backend.media import MediaCache
 from labelstudio_backend.models import Load, Model, Models
 from labelstudio_backend.notices import Notices
 from labelstudio_backend.owed import Owed
@@ -92,6 +92,7 @@ class Service:
         self._closing = True
         self.models.close()
         self.scheduler.close()
+        self.videos.close()
 
     def preload(self, key: str, seconds: float = 600.0) -> None:
         """Load a project's current version now, so that the first request under it is quick."""
@@ -419,16 +420,16 @@ class Service:
 
         data = asked.tasks[video.task].get("data") or {}
         try:
-            file = self.media.fetch(
-                video.value,
-                task_id=asked.number(video.task),
-                uid=asked.uid,
-                hostname=asked.hostname,
-                video=True,
-                deadline=asked.deadline,
-            )
+            number = asked.number(video.task)
             looked = self.videos.look(
-                file,
+                self.videos.file(
+                    (asked.project.key, video.value),
+                    lambda: self.media.fetch(
+                        video.value, task_id=number, uid=asked.uid, hostname=asked.hostname, video=True
+                    ),
+                    asked.deadline,
+                    asked.gone,
+                ),
                 f"{served.name} {conf}",
                 model.names,
                 detect,
@@ -442,8 +443,6 @@ class Service:
                 for (control, label_map), rate in zip(used, rates, strict=True)
             ]
             return [region for regions in found for region in regions]
-        except LateError:
-            asked.not_reached(video.task)
         except NotReachedError as error:
             asked.late.add(video.task)
             asked.reasons[video.task] = str(error)

@@ -11,9 +11,10 @@ import dataclasses
 import hashlib
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from labelstudio_backend.media import MediaError
+from labelstudio_backend.scheduler import Level
 from labelstudio_backend.settings import Settings
 from labelstudio_backend.turns import Turns
 from yolonas.atomic import atomic_file
@@ -37,7 +39,9 @@ LOW = 0.1  # boxes down to this score continue a track, as in ByteTrack
 LOST_SECONDS = 1.2  # a track that was not seen for longer is forgotten: 30 frames of the usual 25 a second
 AT_ONCE = 8  # frames in memory
 KEPT = 500  # videos whose findings are kept, the most recently used
+FETCHES = 2  # at a time, each in memory
 OPEN = 2  # unfinished videos that stay open: one of a batch action, and one that somebody has opened
+LEFT_SECONDS = 900.0  # an open one that was not asked for so long gives way
 
 Detect = Callable[[list[Frame]], Sequence[Detections | str | None]]
 
@@ -87,17 +91,18 @@ class Looked:
             np.savez_compressed(stream, **arrays)
 
     def load(self, path: Path, names: Sequence[str]) -> None:
-        """Take in what `save` wrote; nothing where there is no such file, or it is damaged."""
+        """Take in what `save` wrote, where that is more; nothing where there is no such file, or it is damaged."""
         try:
             with np.load(path, allow_pickle=False) as stored:
                 height, width = (int(side) for side in stored["size"])
                 ends = np.cumsum(stored["count"])[:-1]
                 parts = (np.split(stored[key], ends) for key in ("boxes", "scores", "labels"))
-                self.frames = [
+                frames = [
                     Detections(boxes, scores, labels, tuple(names), (height, width), frame=int(index), time=float(at))
                     for boxes, scores, labels, index, at in zip(*parts, stored["frame"], stored["time"], strict=True)
                 ]
-                self.done = bool(stored["done"])
+                if len(frames) > len(self.frames) or stored["done"]:
+                    self.frames, self.done = frames, bool(stored["done"])
         except FileNotFoundError:
             pass
         except Exception as error:  # whatever a file that was cut makes zipfile and NumPy raise
@@ -143,7 +148,30 @@ class Videos:
         self.folder = settings.state_dir / "videos"
         self._settings = settings
         self._turns = Turns()
-        self._unfinished: dict[Path, _Reading] = {}  # by the file of findings, the last used last
+        self._fetches = ThreadPoolExecutor(FETCHES, "video")
+        self._fetching: dict[tuple[str, str], Future[Path]] = {}
+        self._guard = threading.Lock()  # of _fetching
+        # By the file of findings, the last used last, with the time of that.
+        self._unfinished: dict[Path, tuple[_Reading, float]] = {}
+
+    def close(self) -> None:
+        """Begin no further download."""
+        self._fetches.shutdown(wait=False, cancel_futures=True)
+
+    def file(self, key: tuple[str, str], fetch: Callable[[], Path], deadline: float, gone: Future[None]) -> Path:
+        """The file of a video, as `fetch` has it, which goes on when the time is over: then the next request has it.
+
+        key: project and value. Raises NotReachedError when the time is over or `gone` is done, and what `fetch` raises.
+        """
+        with self._guard:
+            if (coming := self._fetching.get(key)) is None:
+                coming = self._fetching[key] = self._fetches.submit(fetch)
+                coming.add_done_callback(lambda _: self._fetching.pop(key, None))
+        either: tuple[Future[Any], ...] = (coming, gone)
+        wait(either, deadline - time.monotonic(), FIRST_COMPLETED)
+        if not coming.done():
+            raise NotReachedError("its video is still being fetched; asked again, it may be there")
+        return coming.result()
 
     def look(
         self,
@@ -185,7 +213,7 @@ class Videos:
                 raise NotReachedError("its video waits for another one; asked again, it has its turn")
             try:
                 looked.load(kept, names)  # the turn before may have been for the same video
-                more = looked.done or self._read_on(video, looked, kept, stride, detect, over, urgent)
+                more = looked.done or self._read_on(video, looked, kept, stride, detect, over, urgent, level)
             finally:
                 self._turns.release()
         if not looked.done:
@@ -204,9 +232,10 @@ class Videos:
         detect: Detect,
         over: Callable[..., bool],
         urgent: Callable[[], bool],
+        level: int,
     ) -> bool:
         """Use a turn; whether it ended because somebody more urgent waits for one."""
-        before, reading = looked.next, self._unfinished.pop(kept, None)
+        before, (reading, _) = looked.next, self._unfinished.pop(kept, (None, 0.0))
         if reading is None or reading.first > before:
             reading = _Reading(video, stride)
         try:
@@ -215,9 +244,12 @@ class Videos:
             if looked.done or looked.next > before:
                 self._keep(looked, kept)
         if not looked.done:
-            self._unfinished[kept] = reading
+            now, oldest = time.monotonic(), next(iter(self._unfinished), kept)
+            self._unfinished[kept] = reading, now
             if len(self._unfinished) > OPEN:
-                del self._unfinished[next(iter(self._unfinished))]
+                # Of many videos that are asked for in turns, two are looked at to their ends before others stay open.
+                others = level >= Level.MANY and now - self._unfinished[oldest][1] < LEFT_SECONDS
+                del self._unfinished[kept if others else oldest]
         return gives_way
 
     def _keep(self, looked: Looked, path: Path) -> None:
@@ -236,10 +268,10 @@ def _go_on(
     """Look at frames until there are no more, time is up, or somebody more urgent waits; whether it was the last."""
     slowest = 0.0
     while not over(slowest):
-        begin = time.monotonic()
         batch = reading.batch(looked.next, lambda: over() or urgent())
         if batch is None:
             return not over()
+        begin = time.monotonic()  # on the way to the frames others may be asked for
         for frame, outcome in zip(batch, detect(batch), strict=True):
             if outcome is None:
                 return False

@@ -430,9 +430,11 @@ def away(day: Day, seconds: float) -> None:
     of the new version, and again when it has asked for some predictions of it and not for all."""
     day.start()
     until(lambda: day.client.ml_backends(day.project)[0]["title"] != TITLE, "the title of the start version")
-    day.hold(*AWAY_POINTS)
+    day.hold("claimed", *AWAY_POINTS)
     for task in day.tasks:
         day.label(task)
+    day.wait_at("claimed")  # the first training has more images than are fetched at once
+    day.release("claimed")
     for point, call in AWAY_POINTS.items():
         day.wait_at(point)
         day.label(day.tasks[0])

@@ -52,10 +52,12 @@ async function refusal(answer) {
 }
 
 async function load() {
+  const { signal } = asking;
   const overview = await get("projects");
   const gone = (state.overview?.jobs ?? []).filter(({ id }) => !overview.jobs.some((job) => job.id === id));
-  state.ended = (await Promise.all(gone.map(({ id }) => get(`jobs/${id}`).catch(() => null)))).filter(Boolean);
-  state.overview = overview;
+  const ended = (await Promise.all(gone.map(({ id }) => get(`jobs/${id}`).catch(() => null)))).filter(Boolean);
+  signal.throwIfAborted(); // the round after this one tells what ended
+  [state.ended, state.overview] = [ended, overview];
   const { kind, id } = route();
   try {
     if (kind === "projects") {
@@ -67,7 +69,7 @@ async function load() {
     state.missing = null;
   } catch (error) {
     if (error.status !== 404 && error.status !== 400) throw error;
-    state.missing = error.message;
+    state.missing = error.message || `The answer was ${error.status}.`;
   }
 }
 
@@ -231,7 +233,9 @@ addEventListener("resize", () => {
 // An image that cannot be had is said so, and not shown as a broken one.
 document.addEventListener("error", ({ target }) => {
   if (!target.matches?.(".shot image")) return;
-  state.gone.add(target.getAttribute("href"));
+  const picture = target.getAttribute("href");
+  state.gone.add(picture);
   render();
+  setTimeout(() => state.gone.delete(picture), LONGEST); // asked for again by the next render
 }, true);
 tick();

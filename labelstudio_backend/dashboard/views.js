@@ -334,7 +334,7 @@ function shot(state, task, names) {
   });
   const image = svg("image", { href: task.thumbnail, width, height });
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" }, image, boxes);
-  const tile = task.thumbnail ? h("span", { class: state.gone.has(task.thumbnail) ? "shot gone" : "shot" }, picture) : h("span", { class: "shot none" });
+  const tile = !task.thumbnail ? h("span", { class: "shot none" }) : state.gone.has(task.thumbnail) ? h("span", { class: "shot gone" }) : h("span", { class: "shot" }, picture);
   const caption = [h("span", { class: "line" }, h("b", null, `Task ${task.id}`), h("span", { class: "soft" }, task.score === null ? "" : `score ${decimal(task.score, 2)}`)), h("span", { class: "soft found" }, task.predicted ? found : "not predicted yet")];
   const inside = [tile, caption];
   return h("li", { "data-key": `task-${task.id}` }, task.url ? h("a", { href: task.url, target: "_blank", rel: "noreferrer" }, inside, h("span", { class: "unseen" }, " (opens in Label Studio, new tab)")) : inside);

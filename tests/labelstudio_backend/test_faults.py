@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import labelling_day
-from machine import missing
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -36,10 +36,11 @@ def test_killed_at_random_moments(day: labelling_day.Day) -> None:
 def test_a_full_disk(tmp_path: Path) -> None:
     """On a small file system, mounted where only this test sees it."""
     mounting = ["unshare", "--map-root-user", "--mount"]
-    if subprocess.run([*mounting, "mount", "-t", "tmpfs", "tmpfs", tmp_path], check=False).returncode:
-        missing("nobody may mount a file system here")
+    mount = [*mounting, "mount", "-t", "tmpfs", "tmpfs", tmp_path]
+    if shutil.which("unshare") is None or subprocess.run(mount, check=False).returncode:
+        pytest.skip("nobody may mount a file system here: a container needs user namespaces, or --cap-add SYS_ADMIN")
     command = [*mounting, sys.executable, labelling_day.__file__, tmp_path / "day", "1.0"]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, timeout=500)
 
 
 def test_label_studio_is_away(day: labelling_day.Day) -> None:

@@ -451,13 +451,14 @@ def test_an_image_that_was_broken_is_fetched_again(harness: Harness) -> None:
 
 def test_equal_values_of_two_projects_are_two_images(make: Callable[..., Harness]) -> None:
     """With a bucket of the same name in the storage of each, or two Label Studios of the same address."""
-    gate, greys = threading.Event(), {100: 10, 200: 90}
+    gate, asked, greys = threading.Event(), list[str](), {100: 10, 200: 90}
 
     def resolve(request: httpx.Request) -> httpx.Response:
         path = request.url.path
         if path.startswith("/api/projects/"):
             number = int(path.split("/")[3])
             return httpx.Response(200, json={"id": number, "created_at": "2026-11-21T19:38:18Z"})
+        asked.append(path)
         gate.wait(60)  # until both are asked
         image = picture(greys[int(path.split("/")[2])]).partition(",")[2]
         return httpx.Response(200, content=base64.b64decode(image))
@@ -473,7 +474,7 @@ def test_equal_values_of_two_projects_are_two_images(make: Callable[..., Harness
         harness.setup(uid=uid)
     with ThreadPoolExecutor(2) as pool:
         answers = [pool.submit(harness.service.predict, body) for body in bodies]
-        time.sleep(0.5)
+        wait(lambda: len(asked) == 2, what="both to be asked for")
         gate.set()
         found = [answer.result()["results"][0]["result"][0]["value"]["x"] for answer in answers]
     assert found == [pytest.approx(100 * grey / 320) for grey in greys.values()]

@@ -312,7 +312,8 @@ def test_predicted_boxes_stand_on_the_image_in_a_browser(loop: Loop, tmp_path: P
     assert image_difference(seen, image, stored) < 2, "the image is where the boxes are measured"
     drawn = [edge_share(seen, region, loop.data.names) for region in stored]
     assert len(drawn) >= 3
-    assert np.mean(np.array(drawn) > 0.5) > 0.8, f"share of each box's outline that has its label's colour: {drawn}"
+    # Not all of it: what another box lies over has that one's colour.
+    assert np.mean(drawn) > 0.75, f"share of each box's outline that has its label's colour: {drawn}"
     elsewhere = [edge_share(seen, moved(region), loop.data.names) for region in stored]
     assert np.mean(elsewhere) < 0.7 * np.mean(drawn), "the colours are where the boxes are, not everywhere"
 

@@ -133,7 +133,11 @@ def test_a_run_that_fails_in_every_way_tells_no_secret(
         f"data:image/png;base64,{BASIC}",
     ]
     answers = []
-    with small_backend(settings) as url, httpx.Client(base_url=url) as http, pytest.MonkeyPatch.context() as patch:
+    with (
+        small_backend(settings) as url,
+        httpx.Client(base_url=url, timeout=60) as http,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         login = {"Authorization": f"Bearer {SECRET}"}
 
         def ask(path: str, content: Any, **headers: str) -> httpx.Response:

@@ -169,8 +169,11 @@ def test_hostile_names_stay_text(small: tuple[LabelledImages, list[Detections]],
 
 
 def test_nothing_to_measure_still_gives_a_report(tmp_path: Path) -> None:
-    page = report(tmp_path, LabelledImages(("cat",), []), [], history=history(3), record=RECORD)
+    blind = [dataclasses.replace(epoch, ap=None, ap50=None) for epoch in history(3)]
+    page = report(tmp_path, LabelledImages(("cat",), []), [], history=blind, record=RECORD)
     assert page.says("There were no validation images")
+    page = report(tmp_path, LabelledImages(("cat",), []), [], history=history(3), record=RECORD)
+    assert page.says("on images that were watched only")
     assert page.count("section", id="curves") == 1
     assert page.count("section", id="worst") == 0
     write_html(tmp_path / "report.html", title="run", data=None, history=history(3), record=RECORD)

@@ -62,7 +62,10 @@ class Chatty(BaseHTTPRequestHandler):
         signed = f"?X-Amz-Credential={CREDENTIAL}%2F2026&X-Amz-Signature={SIGNATURE}"
         what = self.path.partition("?")[0].rsplit("/", 1)[-1]
         told = f"{self.headers['Authorization']} {self.path} {here}/x{signed} {COOKIE}".encode()
-        if what == "png":
+        if self.path == "/api/projects/5/":
+            project = {"id": 5, "created_at": "2026-11-21T19:38:18.810449Z"}
+            self.answer(200, json.dumps(project).encode(), Content_Type="application/json")
+        elif what == "png":
             self.answer(200, cv2.imencode(".png", np.zeros((48, 64, 3), np.uint8))[1].tobytes())
         elif what == "page":
             self.answer(200, told, Content_Type="text/html")

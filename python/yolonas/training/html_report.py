@@ -60,8 +60,8 @@ def write_html(
         unknown = (
             "The run is not over: what the model does right and wrong is told here at its end."
             if data is None
-            else "No images chose the weights: they are the last ones. The curves show their accuracy on the way, on "
-            "images that were watched only."
+            else "There were no validation images to choose the weights by: they are the last ones. The curves show "
+            "their accuracy on the way, on images that were watched only."
             if any(report.ap is not None for report in history)
             else "There were no validation images, so nothing is known about the accuracy: hold some labelled images "
             "back to see it here."

@@ -10,9 +10,8 @@ labels are exact; the test images are others of the same kind.
 predictions, annotations and trainings travel as they do for people. `direct` has the same split, gate and counting
 around the trainer in one process, and compares the strategies. It chooses images as `yolonas-labelstudio rank` orders
 them, each in the knowledge of those before it; a server scores each task by itself. A run labels all images with one
-strategy and one seed, n at 320 px from random weights, a fixed time of training after each round: three minutes of the
-clock with servers; 40 s of the processor in `direct`, where many runs are to be made and other load takes little from
-them.
+strategy and one seed, n at 320 px from random weights, a fixed time of training after each round: of the clock with
+servers, of the processor in `direct`, so that other load takes little from it.
 
 A row for each round is added to results/loop_<processor>.csv as it is finished. Runs that are whole are never made
 again, so it may be stopped at any time; delete a run's rows to have it made again. `--table` prints what the rows say,
@@ -38,8 +37,7 @@ from typing import Any
 from loop_table import COLUMNS, Row, Run, markdown, read_rows
 from measuring import REPOSITORY, append, processor_slug
 
-VARIANT, SIZE = "n", 320
-SECONDS = {"direct": 40.0, "backend": 180.0, "real": 180.0}  # of each training
+VARIANT, SIZE, SECONDS = "n", 320, 40.0
 COUNTS = (10, 25, 50, 85, 123, 164, 205)  # images labelled at the end of each round; 123 is 60 %
 DATA = ("bccd", "parts")
 PARTS_TEST = 72  # images, as BCCD has
@@ -126,10 +124,10 @@ def read(data: str, shared: Path) -> tuple[Any, Any]:
     )
 
 
-def in_a_process(run: Run, shared: Path, counts: Sequence[int], seconds: float | None, path: Path) -> str | None:
-    """Make a run, adding its rows to `path` as they come; why it failed, or None. `seconds`: None for the mode's."""
-    command = [sys.executable, __file__, "--run", json.dumps(run), "--shared", str(shared)]
-    command += ["--counts", ",".join(map(str, counts)), "--seconds", str(seconds or SECONDS[run.mode])]
+def in_a_process(run: Run, shared: Path, counts: Sequence[int], seconds: float, path: Path) -> str | None:
+    """Make a run, adding its rows to `path` as they come; why it failed, or None."""
+    command = [sys.executable, __file__, "--run", json.dumps(run), "--shared", str(shared), "--seconds", str(seconds)]
+    command += ["--counts", ",".join(map(str, counts))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
@@ -179,7 +177,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=REPOSITORY.parent / "shared", help="the folder with data/bccd")
     parser.add_argument("--table", action="store_true", help="make the table of the rows that there are")
     parser.add_argument("--out", type=Path, help="the file of rows  [results/loop_<processor>.csv]")
-    parser.add_argument("--seconds", type=float, help="of each training; another than the mode's needs --out")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of each training; another needs --out")
     parser.add_argument("--counts", help="images after each round, to try something out; needs --out")
     parser.add_argument("--run", help=argparse.SUPPRESS)  # make one run, print its rows as json
     options = parser.parse_args()
@@ -191,7 +189,7 @@ def main() -> None:
             took = {"wall_s": round(time.perf_counter() - begun, 1), "date": str(date.today())}
             print("\n" + json.dumps({**same, **row, **took}))
         return
-    if (options.seconds or counts != COUNTS) and not options.out:
+    if (options.seconds != SECONDS or counts != COUNTS) and not options.out:
         raise SystemExit("rows of other rounds or another time belong into a file of their own: give --out")
     if options.data == "bccd" and not (options.shared / "data" / "bccd").exists() and not options.table:
         raise SystemExit(f"{options.shared}/data/bccd is not there: give the folder that holds data/bccd with --shared")

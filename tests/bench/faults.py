@@ -4,11 +4,11 @@ PYTHONPATH=tests unshare -rm python tests/bench/faults.py [--write] [--random 10
 
 Each line is a day of `tests/labelling_day.py`: a fake Label Studio, the real server and its training processes, of
 which only the network and its training are replaced (`tests/fault_process.py`). In the end every labelled task must
-stand in the last job's manifest with its newest annotation, and once in the version's, as training or held out; what
-any version's manifest says so of must have had its image in the data; title, /setup's model_version and
-project.model_version must be one; every task must have one prediction of it. A watcher reads the version that serves 20
-times a second, and it must be whole. A quarter of an hour; it stops with the first thing lost. `unshare -rm` lets it
-mount the small file system that the day with a full disk fills.
+stand in the last job's manifest with its newest annotation, and once in the version's, as training or held out; each
+task that a version's manifest has as one of these must have had its image in the data of that training; title, /setup's
+model_version and project.model_version must be one; every task must have one prediction of it. A watcher reads the
+version that serves 20 times a second, and it must be whole. A quarter of an hour; it stops with the first thing lost.
+`unshare -rm` lets it mount the small file system that the day with a full disk fills.
 """
 
 from __future__ import annotations

@@ -147,9 +147,9 @@ def test_a_picture_that_cannot_be_had_is_said_until_another_page_is_opened(watch
     gone = page.locator(".shot.gone")
     gone.wait_for()
     for _ in range(2):
-        with page.expect_response("**/next"):
-            refresh(page)
-        page.evaluate("new Promise(requestAnimationFrame)")
+        page.evaluate("document.querySelector('.shots').setAttribute('data-mark', '')")
+        refresh(page)
+        until(page, "!document.querySelector('.shots[data-mark]')")  # drawn anew
         assert gone.count() == 1
     assert shots.first.locator(".gone").count() == 1
     assert shots.nth(1).locator(".shot.none").count() == 1

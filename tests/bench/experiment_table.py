@@ -55,7 +55,8 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+        known = len(values) > 1 and not any(map(math.isnan, values))  # nothing is trained after a last round
+        deviation = statistics.stdev(values) if known else math.nan
         return cls(statistics.fmean(values), deviation, len(values))
 
     @property

@@ -115,12 +115,14 @@ def test_table(tmp_path: Path) -> None:
         rows_of(path, "direct", "random", seed, [0.1, start, start + 0.1], 20)
         rows_of(path, "direct", "mix", seed, [0.1, start + gain, start + 0.1], 50 + seed)
         rows_of(path, "direct", "balance", seed, [0.1, start - 0.01 * seed, start], 70)
+        rows_of(path, "backend", "random", seed, [0.1, start, math.nan], 30)  # nothing is trained in the end
     rows_of(path, "direct", "mix", 3, [0.1, 0.9], 0, last=2)  # cut short
     table = markdown(read_rows(path))
     # Of 300 boxes 100 are added by hand and 2 x 50 with the loop: a third less.
     hand = "3 | 100 | 300"
     assert f"| in one process | 40 | random | {hand} | 140 | 0 | 0 | 0 | 140 | 53.3 ± 0.0 | floor reached |" in table
     assert f"| in one process | 40 | mix | {hand} | 202 ± 2 | 0 | 0 | 0 | 202 ± 2 | 32.7 ± 0.7 | **missed** |" in table
+    assert "own Label Studio | random | 100 | 70.0 ± 0.0 | 100.0 ± 0.0 | - |" in table
     assert "| in one process | mix | 60 | 49.0 ± 1.0 | 100.0 ± 0.0 | 66.0 ± 22.0 |  |" in table
     # Seeds differ by 10 points, mix by 2, 3 and 4: unpaired, nobody would see it.
     assert "| mix | 3 | 10.0 ± 0.0 | 33.0 ± 11.0 | 40.0 ± 10.0 | 33.0 ± 11.0 | +3.0 ± 0.6 | beats random" in table

@@ -1,7 +1,7 @@
 """The service hosted by label-studio-ml: PyPI's 1.0.9 with its own server, and a double of 2.x, which is not on PyPI.
 
 The tests of 2.x run on the real one where YOLONAS_LABEL_STUDIO_ML_2 names the folder that holds it and, after a colon,
-others with what it imports (label-studio-sdk, semver).
+others with what it imports (label-studio-sdk and its dependencies, semver).
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class Api:
                 "label_studio": self._settings.label_studio_url or None,
                 "train_every": self._settings.train_every,
             },
-            "projects": [self._brief(p, self._overview.brief(p.key)) for p in self._registry.projects()],
+            "projects": [self._listed(project) for project in self._registry.projects()],
             "jobs": [job_view(job) for job in active],
         }
 
@@ -152,16 +152,20 @@ class Api:
         """One project."""
         project = self._find(key)
         seen = self._overview.get(key)
-        version = self._current(project)
+        version, problems = self._current(project), self._problems(project, seen)
         return {
-            **self._brief(project, seen),
+            **self._brief(project, seen, problems),
             "labels": labels_view(_metadata(project).get("label_config"), version, self._service.models.names),
-            "problems": self._problems(project, seen),
+            "problems": problems,
             "rounds": None if seen.rounds is None else [work.to_dict() for work in seen.rounds],
             "jobs": self.jobs(key)["jobs"],
         }
 
-    def _brief(self, project: ProjectRegistry, seen: Seen) -> dict[str, Any]:
+    def _listed(self, project: ProjectRegistry) -> dict[str, Any]:
+        seen = self._overview.brief(project.key)
+        return self._brief(project, seen, self._problems(project, seen))
+
+    def _brief(self, project: ProjectRegistry, seen: Seen, problems: list[dict[str, Any]]) -> dict[str, Any]:
         version = self._current(project)
         return {
             "key": project.key,
@@ -174,7 +178,7 @@ class Api:
             "labelled": seen.labelled,
             "sampling": seen.sampling,
             "serves": None if version is None else version_view(version, version, project.pinned(), self._jobs),
-            "problem_count": len(self._problems(project, seen)),
+            "problem_count": len(problems),
         }
 
     def _problems(self, project: ProjectRegistry, seen: Seen) -> list[dict[str, Any]]:

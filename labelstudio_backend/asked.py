@@ -36,8 +36,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         self.deadline = time.monotonic() + self.seconds
-        metadata = self.project.metadata()
-        self.uid, self.hostname = str(metadata.get("uid", "")), str(metadata.get("hostname", ""))
+        self.uid, self.hostname = self.project.origin()
 
     def numbers(self, indices: Iterable[int] | None = None) -> list[int]:
         """Label Studio's numbers of these tasks, or of all, where they have one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,15 +50,20 @@ def write_features(
     np.save(file, np.array([feature for feature in features if np.isfinite(feature).all()], np.float32))
 
 
-def learnt_images(version: Version) -> list[ImageSignals]:
+def learnt_images(version: Version) -> Sequence[ImageSignals]:
     """The images that the version has learned from, known by their features alone; none where it has no such file."""
+    return _read(version.path / FEATURES)
+
+
+@lru_cache(16)  # each /predict asks, and a version never changes
+def _read(file: Path) -> Sequence[ImageSignals]:
     try:
-        features = np.load(version.path / FEATURES)
+        features = np.load(file)
     except FileNotFoundError:
-        return []
+        return ()
     none, no_class = np.zeros(0), np.zeros(0, np.int64)
     blank = ImageSignals(none, no_class, none, none, np.full(0, BACKGROUND), none, none)
-    return [dataclasses.replace(blank, feature=feature) for feature in features.astype(np.float64)]
+    return tuple(dataclasses.replace(blank, feature=feature) for feature in features.astype(np.float64))
 
 
 def learnt_boxes(version: Version, labels: Sequence[str]) -> npt.NDArray[np.int64] | None:

@@ -117,6 +117,11 @@ class ProjectRegistry:
     def _rollback(self) -> str:
         return f"yolonas-labelstudio versions --project {self.key} rollback NUMBER"
 
+    def origin(self) -> tuple[str, str]:
+        """`uid` ("ID.timestamp") and `hostname`, as which Label Studio named itself at /setup; "" where not known."""
+        metadata = self.metadata()
+        return str(metadata.get("uid", "")), str(metadata.get("hostname", ""))
+
     def names(self) -> list[str]:
         """The names of all versions, oldest first, without reading their records."""
         return [self._name(number) for number in self._numbers()]

@@ -53,9 +53,7 @@ class Thumbnails:
         value = control.task_value(task.get("data") or {}) if task is not None and control is not None else None
         if value is None:
             return None
-        metadata = project.metadata()
-        uid, hostname = str(metadata.get("uid", "")), str(metadata.get("hostname", ""))
-        image = read_task_image(self._media, value, task_id, uid, hostname)
+        image = read_task_image(self._media, value, task_id, *project.origin())
         scale = min(1.0, THUMBNAIL_SIDE / max(image.shape[:2]))
         size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)

@@ -273,8 +273,7 @@ class _Training:
         number = self.project.project_id
         found = self._ask(lambda: corrections(self.client.iter_tasks(number, only_annotated=True)))
         _patiently(lambda: self.jobs.report(self.job.id, manifest=manifest(found)))
-        metadata = self.project.metadata()
-        uid, hostname = str(metadata.get("uid", "")), str(metadata.get("hostname", ""))
+        uid, hostname = self.project.origin()
         media = MediaCache(self.settings, self.client)
 
         def fetch(value: str, task: int, video: bool = False) -> Path:
